@@ -57,16 +57,20 @@ def _ratio(page, tag):
     a,b = page.tags[tag].value if tag in page.tags else (0,1)
     return a/b if b else 0
 
-# %% ../nbs/01_io.ipynb #a4b96b72
+# %% ../nbs/01_io.ipynb #7abea53c
 def _check_whole(t, s):
     "Raise if the open TIFF `t` with the series of pages `s` lacks a part"
-    t.filehandle.seek(t.pages.next_page_offset) # behind the last page that was found: here the offset of a next one must be 0
+    t.filehandle.seek(t.pages.next_page_offset) # behind the last page found: the offset of a next one must be 0
     more = t.filehandle.read(t.tiff.offsetsize)
     planned = (t.imagej_metadata or {}).get('images', 1) if t.is_imagej else 1
-    if len(more)<t.tiff.offsetsize or any(more) or planned>s.size//s.keyframe.size: raise ValueError('the file is cut off')
+    cut = len(more)<t.tiff.offsetsize or any(more) or planned>s.size//s.keyframe.size
+    if cut: raise ValueError('the file is cut off')
     if any(p is None for p in s.pages): raise ValueError('some of its pages lie in another file that is missing')
-    end = max(a+n for p in s.pages if p.parent is t for a,n in zip(p.dataoffsets, p.databytecounts))
-    if end>t.filehandle.size: raise ValueError('the file is cut off')
+    chunks = math.prod(s.keyframe.chunked) # strips or tiles of a page
+    for p in s.pages:
+        if min(len(p.dataoffsets), len(p.databytecounts))<chunks: raise ValueError('parts of the image are missing')
+        end = max(a+n for a,n in zip(p.dataoffsets, p.databytecounts))
+        if p.parent is t and end>t.filehandle.size: raise ValueError('the file is cut off')
 
 def _tiff(path, pixels):
     "Decode a TIFF"
@@ -75,7 +79,7 @@ def _tiff(path, pixels):
         _check_whole(t, s)
         return s.asarray() if pixels else None, ImageInfo(s.shape, s.dtype, s.axes, _tiff_pixel(t))
 
-# %% ../nbs/01_io.ipynb #e809dff7
+# %% ../nbs/01_io.ipynb #fc6d3b20
 def _png(path, pixels):
     "Decode a PNG; 16 bits stay 16 bits, a palette becomes colours"
     data = path.read_bytes()
@@ -87,11 +91,13 @@ def _png(path, pixels):
 def _jpeg(path, pixels):
     "Decode a JPEG"
     data = path.read_bytes()
-    if data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'): raise ValueError('the file is cut off') # end mark, start of pixels
-    at = 2
-    while not (0xC0<=data[at+1]<=0xCF and data[at+1] not in (0xC4,0xC8,0xCC)): at += 2+int.from_bytes(data[at+2:at+4], 'big')
+    pixels_at,end = data.rfind(b'\xff\xda'),data.rfind(b'\xff\xd9')
+    if end<pixels_at: raise ValueError('the file is cut off')
+    at = 2 # go from block to block, each tells its length, to the one that tells the image's size
+    while data[at+1] not in {*range(0xC0, 0xD0)}-{0xC4,0xC8,0xCC}: at += 2+int.from_bytes(data[at+2:at+4], 'big')
     h,w,n = struct.unpack('>HHB', data[at+5:at+10])
-    return (imagecodecs.jpeg8_decode(data).reshape(h,w,n) if pixels else None), ImageInfo((h,w,n), np.dtype('uint8'), 'YXS', None)
+    info = ImageInfo((h,w,n), np.dtype('uint8'), 'YXS', None)
+    return imagecodecs.jpeg8_decode(data).reshape(h,w,n) if pixels else None, info
 
 # %% ../nbs/01_io.ipynb #8538dc50
 def _bioio(path, pixels):
@@ -101,8 +107,9 @@ def _bioio(path, pixels):
     pixel_size = _in_um(size.X, size.Y, str(unit or 'µm')) if size.X and size.Y else None
     return img.data if pixels else None, ImageInfo(tuple(img.shape), img.dtype, img.dims.order, pixel_size)
 
-# %% ../nbs/01_io.ipynb #4399c441
-_magic = {b'II*\0':_tiff, b'MM\0*':_tiff, b'II+\0':_tiff, b'MM\0+':_tiff, b'\x89PNG\r\n\x1a\n':_png, b'\xff\xd8\xff':_jpeg}
+# %% ../nbs/01_io.ipynb #831326df
+_magic = {b'II*\0':_tiff, b'MM\0*':_tiff, b'II+\0':_tiff, b'MM\0+':_tiff,
+          b'\x89PNG\r\n\x1a\n':_png, b'\xff\xd8\xff':_jpeg}
 _by_bioio = ('.czi','.nd2','.zarr')
 
 def _decoder(path):
@@ -151,7 +158,7 @@ def _load(path, pixels=True):
     if dtype.kind not in 'buif': raise ImageError(f'{path} holds {dtype} pixels: save it as integers or floats')
     return None if img is None else np.ascontiguousarray(img, dtype=dtype), info._replace(dtype=dtype)
 
-# %% ../nbs/01_io.ipynb #86d11438
+# %% ../nbs/01_io.ipynb #75149248
 def _roles(path, info, plane):
     "Which axis is the channel and which the plane: a place in `info.axes` for each that exists"
     lead = info.axes[:-2]
@@ -159,8 +166,9 @@ def _roles(path, info, plane):
     if len(lead)==1: return {'channel':0} if lead in 'CS' or plane is None else {'plane':0}
     c = next((i for i,a in enumerate(lead) if a in 'SC'), None)
     if len(lead)>2 or c is None:
-        raise ImageError(f'{path} has axes {info.axes} {info.shape}: save one plane and time point of it as (channel,row,column)')
-    if plane is None: raise ImageError(f'{path} has {info.shape[1-c]} planes (axis {lead[1-c]}): choose one with `plane=`')
+        raise ImageError(f'{path} has axes {info.axes} {info.shape}: save one plane of one time point, CYX')
+    if plane is None:
+        raise ImageError(f'{path} has {info.shape[1-c]} planes (axis {lead[1-c]}): choose one with `plane=`, or save it alone')
     return {'channel':c, 'plane':1-c}
 
 def _index(path, info, channel, plane):
@@ -169,7 +177,8 @@ def _index(path, info, channel, plane):
     for what,i in dict(channel=channel, plane=plane).items():
         if i is None: continue
         n = info.shape[roles[what]] if what in roles else 1
-        if not 0<=i<n: raise ImageError(f'{path} has no {what} {i}: there {"is" if n==1 else "are"} {n}, counted from 0')
+        if not 0<=i<n:
+            raise ImageError(f'{path} has no {what} {i}: there {"is" if n==1 else "are"} {n}, counted from 0')
         if what in roles: index[roles[what]] = i
     return tuple(index)
 
@@ -208,7 +217,7 @@ def image_info(
     shape,axes = ([o for i,o in enumerate(s) if i not in gone] for s in (info.shape, info.axes))
     return info._replace(shape=tuple(shape), axes=''.join(axes))
 
-# %% ../nbs/01_io.ipynb #65063efc
+# %% ../nbs/01_io.ipynb #13d47328
 def read_grey(
     path, # Image file; 'stack.tif#1' names channel 1
     varied:bool=False, # Must not all pixels have the same value? True for channels, False for label images
@@ -219,32 +228,34 @@ def read_grey(
         what = 'a colour image' if _is_colour(path) else 'an image with several channels'
         raise ImageError(f'{path} is {what} {img.shape}: save it as grey, or name a channel: {Path(path).name}#0')
     bad = img.size-np.isfinite(img).sum()
-    if bad: raise ImageError(f'{path} has {bad} pixels of {img.size} that are not a number (NaN or infinity): export it again')
+    if bad: raise ImageError(f'{path} has {bad} pixels of {img.size} that are NaN or infinite: export it again')
     if varied and img.min()==img.max():
         raise ImageError(f'{path} is {img.flat[0]} everywhere: nothing can be seen in it, leave it out')
     return img
 
 def _is_colour(path): return 'S' in image_info(path).axes
 
-# %% ../nbs/01_io.ipynb #2af6a0ce
+# %% ../nbs/01_io.ipynb #b0c3734b
 _convert = {'b':'np.uint8', 'f':'np.float32', 'i':'np.uint16', 'u':'np.uint16'}
 
 def _writable(path, img):
     "Check that `img` is something that is written, with native bytes in order"
-    if img.ndim not in (2,3) or not img.size: raise ImageError(f'{path}: an image is (H,W) or (C,H,W), this is {img.shape}')
+    if img.ndim not in (2,3) or not img.size:
+        raise ImageError(f'{path}: an image is (H,W) or (C,H,W), this is {img.shape}')
     if img.dtype.name not in ('uint8','uint16','float32'):
         to = _convert.get(img.dtype.kind, 'np.float32')
         raise ImageError(f'{path}: {img.dtype} is not written: convert it first, for example with img.astype({to})')
     return np.ascontiguousarray(img, img.dtype.newbyteorder('='))
 
-# %% ../nbs/01_io.ipynb #19f2aa83
+# %% ../nbs/01_io.ipynb #d222c88f
 def _tiff_options(img, pixel_size, ome):
     "What a TIFF tells besides its pixels: axes and pixel size"
     about = dict(axes='CYX'[-img.ndim:])
     if not ome:
         if pixel_size is None: return dict(metadata=about)
         return dict(metadata=about, resolution=(1e4/pixel_size,)*2, resolutionunit='CENTIMETER')
-    if pixel_size is not None: about.update({f'PhysicalSize{a}{k}':v for a in 'XY' for k,v in (('',pixel_size), ('Unit','µm'))})
+    if pixel_size is not None:
+        for a in 'XY': about.update({f'PhysicalSize{a}':pixel_size, f'PhysicalSize{a}Unit':'µm'})
     about['UUID'] = str(uuid.UUID(bytes=hashlib.sha256(img).digest()[:16])) # not a random one: same image, same bytes
     return dict(metadata=about, ome=True)
 
@@ -258,7 +269,7 @@ def _encode(path, img):
     img = np.ascontiguousarray(img if img.ndim==2 else np.moveaxis(img, 0, -1))
     return imagecodecs.png_encode(img) if png else imagecodecs.jpeg8_encode(img.squeeze(), level=95)
 
-# %% ../nbs/01_io.ipynb #f48816bd
+# %% ../nbs/01_io.ipynb #f22749ec
 _tiff_codecs = {'deflate':'zlib', 'lzw':'lzw', None:None} # names in tifffile
 
 def write_image(
@@ -270,10 +281,12 @@ def write_image(
     "Write an image; under its name the file is whole or absent"
     path = Path(path)
     img,ext = _writable(path, np.asarray(img)),path.suffix.lower()
-    if ext not in ('.tif','.tiff','.png','.jpg','.jpeg'): raise ImageError(f'{path}: name it .tif, .ome.tif, .png or .jpg')
+    if ext not in ('.tif','.tiff','.png','.jpg','.jpeg'):
+        raise ImageError(f'{path}: name it .tif, .ome.tif, .png or .jpg')
     if pixel_size is not None and not (ext[:4]=='.tif' and 0<pixel_size<math.inf):
         raise ImageError(f'{path}: a pixel size is a number of µm above 0 and needs a .tif, this is {pixel_size}')
-    if compression not in _tiff_codecs: raise ImageError(f"{path}: compression is 'deflate', 'lzw' or None, not {compression!r}")
+    if compression not in _tiff_codecs:
+        raise ImageError(f"{path}: compression is 'deflate', 'lzw' or None, not {compression!r}")
     if ext[:4]!='.tif': data = _encode(path, img)
     else: options = _tiff_options(img, pixel_size, path.stem.lower().endswith('.ome'))
     with atomic_path(path, ImageError) as p:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['has_bf16', 'Bf16', 'KeepBest', 'StopGently', 'seg_learner']
 
-# %% ../nbs/21_learner.ipynb #0c510098
-import signal,threading
+# %% ../nbs/21_learner.ipynb #86826949
+import signal,sys,threading
+from contextlib import nullcontext
 from pathlib import Path
 import torch
 from safetensors.torch import save_file,load_file
@@ -16,6 +17,7 @@ import fastai.callback.schedule # adds fit_one_cycle
 from fastai.callback.progress import CSVLogger
 from fastai.learner import Learner
 from fastcore.basics import patch
+from fastcore.imports import IN_NOTEBOOK
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import to_float
 from .core import IGNORE,CellsegError,seeded,atomic_path
@@ -98,7 +100,12 @@ def seg_learner(
     learn.arch,learn.precision = arch,precision
     return learn
 
-# %% ../nbs/21_learner.ipynb #ed553b08
+# %% ../nbs/21_learner.ipynb #11749655
+def _print_epoch(learn):
+    "Logger that prints one readable line an epoch"
+    def log(values): print('  '.join(f'{n} {v:.3f}' if isinstance(v, float) else f'{n} {v}' for n,v in zip(learn.recorder.metric_names, values)), flush=True)
+    return log
+
 @patch
 def fit_fast(self:Learner,
     n_epoch:int, # Passes over the training patches
@@ -106,4 +113,7 @@ def fit_fast(self:Learner,
     cbs=(), # More callbacks
 ):
     "Train with one cycle; keep the best weights, a history, and what was learnt if interrupted"
-    self.fit_one_cycle(n_epoch, lr, cbs=[KeepBest(self.path/'best.safetensors'),StopGently(),CSVLogger(),*cbs])
+    cbs = [KeepBest(self.path/'best.safetensors'),StopGently(),CSVLogger(),*cbs]
+    with nullcontext() if IN_NOTEBOOK or sys.stdout.isatty() else self.no_bar():
+        self.logger = _print_epoch(self)
+        self.fit_one_cycle(n_epoch, lr, cbs=cbs)

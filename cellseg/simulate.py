@@ -7,12 +7,13 @@ __all__ = ['ARTEFACTS', 'place_cells', 'Cells', 'draw_cells', 'Anatomy', 'anatom
            'stain', 'fluorescence', 'uneven', 'camera', 'dust_specks', 'air_bubbles', 'focus_loss', 'SimulatedField',
            'simulate_field', 'simulate_fields']
 
-# %% ../nbs/03_simulate.ipynb #de2e4a78
+# %% ../nbs/03_simulate.ipynb #f78a57ae
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
 import scipy.fft as sfft
 from scipy.ndimage import zoom
+from skimage.measure import label as connected
 from tqdm import tqdm
 
 # %% ../nbs/03_simulate.ipynb #93a735b3
@@ -110,6 +111,23 @@ def _meet(rays, row, col, n, want, power, reach=1.6, far=9):
         np.minimum(a, q, out=a)
     return first,second,owner
 
+# %% ../nbs/03_simulate.ipynb #45b60a1d
+def _join(owner, steps=40):
+    "Give pieces cut off from their cell to the cells beside them, in place"
+    piece = connected(owner, connectivity=1, background=0)
+    size,whose = np.bincount(piece.ravel()),np.zeros(piece.max()+1, np.uint16)
+    whose[piece.ravel()] = owner.ravel()
+    order,main = np.argsort(size, kind='stable'),np.zeros(owner.max()+1, int)
+    main[whose[order]] = order # the largest piece comes last and stays
+    r,c = np.nonzero((main[owner]!=piece) & (owner>0))
+    old,owner[r,c] = owner[r,c],0
+    for _ in range(steps):
+        beside = np.max([owner[(r+i).clip(0,owner.shape[0]-1),(c+j).clip(0,owner.shape[1]-1)] for i,j in ((0,1),(1,0),(0,-1),(-1,0))], 0)
+        owner[r,c] = beside
+        r,c,old = [o[beside==0] for o in (r,c,old)]
+        if not len(r): break
+    owner[r,c] = old # islands
+
 # %% ../nbs/03_simulate.ipynb #8fdf1b39
 class Cells(NamedTuple):
     label:np.ndarray # (H,W) uint8 label image
@@ -128,7 +146,7 @@ def _middles(owner, n, step=3):
     count = np.bincount(o.ravel(), minlength=n+1).clip(1)
     return [np.bincount(o.ravel(), x.ravel()*step, n+1)[1:]/count[1:] for x in np.indices(o.shape)]
 
-# %% ../nbs/03_simulate.ipynb #c244f922
+# %% ../nbs/03_simulate.ipynb #b533cc87
 def draw_cells(
     rng, # Random generator
     shape, # Field `(H,W)`, pixels
@@ -145,6 +163,7 @@ def draw_cells(
     first,second,owner = _meet(_Rays(outlines,1.6,shape), row, col, int(round(confluence*n)), want, np.where(rounded,3,1))
     t = np.partition(first.ravel(), want)[want]
     owner[first>=t] = 0
+    _join(owner)
     row,col = [x + rng.normal(0, .08*radius, n) for x in _middles(owner, n)]
     small = np.sqrt(nuclear_share)*size*np.exp(.12*rng.standard_normal(n))
     outlines = _outlines(rng, small, np.where(rounded,1.2,.35), .015, tilt)

@@ -163,21 +163,21 @@ def test_pixel_size_is_not_invented(tmp_path):
 
 # Bad files
 
-tiffs = dict(plain={}, pages=dict(metadata=None), packed=dict(compression='zlib', rowsperstrip=8), ome=dict(ome=True), imagej=dict(imagej=True),
+tiffs = dict(plain={}, pages=dict(metadata=None), packed=dict(compression='zlib', rowsperstrip=2), ome=dict(ome=True), imagej=dict(imagej=True),
     tiled=dict(tile=(16,16), compression='lzw'), big=dict(bigtiff=True), swapped=dict(byteorder='>'))
 
 @pytest.mark.parametrize('name', [*tiffs,'png','jpg'])
 def test_cut_off_anywhere(tmp_path, rng, name):
     "A cut file is an error or, where only its last words are lost, the same image: never another image, never another error"
-    img,path = some(rng, (3,30,40), 'uint8' if name=='jpg' else 'uint16'),tmp_path/('a.'+(name if name in ('png','jpg') else 'tif'))
+    img,path = some(rng, (3,6,8), 'uint8' if name=='jpg' else 'uint16'),tmp_path/('a.'+(name if name in ('png','jpg') else 'tif'))
     if name in tiffs: tifffile.imwrite(path, img, photometric='minisblack', **tiffs[name])
     else: write_image(path, img)
     data,whole,errors = path.read_bytes(),read_image(path),0
-    for n in sorted({*rng.integers(0, len(data), 80).tolist(), 0, 1, 7, 8, len(data)-1}):
+    for n in range(len(data)):
         path.write_bytes(data[:n])
         try: assert np.array_equal(read_image(path), whole), f'cut at {n} of {len(data)}'
         except ImageError as e: errors += 1; assert str(path) in str(e)
-    assert errors>40
+    assert errors>len(data)/2
 
 @pytest.mark.parametrize('name', [*tiffs,'png','jpg'])
 def test_damaged_bytes(tmp_path, rng, name):

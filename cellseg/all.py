@@ -1,0 +1,20 @@
+"Everything, for notebooks: `from cellseg.all import *`"
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt
+from .core import *
+from .io import *
+from .fields import *
+from .simulate import *
+from .labels import *
+from .sampling import *
+from .augment import *
+from .data import *
+from .models.registry import *
+from .models.unet import *
+from .metrics import *
+from .learner import *
+from .predict import *
+from .run import *
+from .plot import *
+from .report import *
