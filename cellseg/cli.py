@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['fields', 'simulate', 'label', 'train', 'predict', 'report', 'demo', 'main']
 
-# %% ../nbs/50_cli.ipynb #82219117
-import argparse,sys,warnings
+# %% ../nbs/50_cli.ipynb #11afd08b
+import argparse,logging,sys,warnings
 from pathlib import Path
 from .core import CLASSES,CellsegError,FieldsError
 
@@ -63,7 +63,7 @@ def _list_problems(table):
     if len(bad): print(f'{len(bad)} of {len(table)} fields could not be done', file=sys.stderr)
     return 0 if not len(bad) else 1 if len(bad)<len(table) else 2
 
-# %% ../nbs/50_cli.ipynb #2528d0f3
+# %% ../nbs/50_cli.ipynb #d5b54dd0
 def train(args):
     "Train a network, score it on held-out fields, and write a report"
     from cellseg.labels import label_fields
@@ -74,7 +74,7 @@ def train(args):
     if 'label' not in table:
         print('labels from fluorescence')
         table = label_fields(table, out/'labels')
-        _list_problems(table); table = table.drop(columns='problem')
+        table = table.drop(columns='problem') # a warning has named those that could not be labelled
     if args.tiles:
         rows,cols = _tiles(args.tiles)
         print(f'each field cut into {rows} x {cols} tiles: scores of neighbouring tiles flatter, use whole fields when you have several')
@@ -92,9 +92,8 @@ def _tiles(text):
 def _print_run(run, report):
     from cellseg.run import summarise
     c = run.config
-    for against,what in (('label','label images'),('truth','exact truth')):
-        scores = run.scores(against)
-        if len(scores): print(f"\nDice on {c['n_held_out']} held-out fields against the {what}:\n{summarise(scores).round(3).to_string()}")
+    for against in run.scored:
+        print(f"\nDice on {c['n_held_out']} held-out fields against the {against} images:\n{summarise(run.scores(against)).round(3).to_string()}")
     print(f'\nreport: {report}')
 
 # %% ../nbs/50_cli.ipynb #a61a51c6
@@ -189,7 +188,7 @@ def _add_predict(sub):
     o.add_argument('--out', required=True, help='folder for label images and report')
     o = _command(sub, report, 'cellseg report my-run'); o.add_argument('run', help='run folder')
 
-# %% ../nbs/50_cli.ipynb #bde00879
+# %% ../nbs/50_cli.ipynb #47a0f356
 def _note(message, category, *args): print(f'note: {message}', file=sys.stderr)
 
 def main(
@@ -200,6 +199,7 @@ def main(
     with warnings.catch_warnings():
         for c in (FutureWarning,DeprecationWarning): warnings.simplefilter('ignore', c)
         warnings.showwarning = _note
+        logging.getLogger('tifffile').setLevel(logging.CRITICAL) # its word on a damaged file comes in our error
         try: return args.f(args) or 0
         except (CellsegError,ImportError) as e: print(f'cellseg: {e}', file=sys.stderr)
         except OSError as e: print(f'cellseg: {e.filename or ""}: {e.strerror or e}', file=sys.stderr)

@@ -7,7 +7,7 @@ __all__ = ['field_range', 'normalise', 'read_label', 'read_inputs', 'complete_fi
            'LabelToLong', 'FieldBlock', 'LabelBlock', 'patch_block', 'PatchDL', 'split_idxs', 'patch_dls', 'show_batch',
            'show_results']
 
-# %% ../nbs/08_data.ipynb #5c2ed809
+# %% ../nbs/08_data.ipynb #6afda88b
 import tempfile,warnings
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from fastai.torch_basics import dispatch
 from fastai.torch_core import TensorImageBase,TensorMask
 from .core import CLASSES,IGNORE,FieldsError,ImageError,atomic_path,label_rgb
 from .io import read_grey
+from .fields import same_size
 from .sampling import PatchSampler,grid_patches,PATCH
 from .augment import RandomDihedral
 
-# %% ../nbs/08_data.ipynb #d7c5ff2d
+# %% ../nbs/08_data.ipynb #e923e1e4
 def field_range(
     img:np.ndarray, # (C,H,W), any numeric dtype
     low:float=1., # Percentile that becomes -1
@@ -33,7 +34,7 @@ def field_range(
     step = max(1, int((img[0].size/2e6)**.5)) # 2 million pixels tell the percentiles well enough
     rng = np.stack([np.percentile(c[::step,::step], (low,high)) for c in img]).astype(np.float32)
     if (flat := rng[:,1]<=rng[:,0]).any():
-        raise ImageError(f'{name}: channel {flat.argmax()} is constant (grey value {rng[flat][0,0]:g}) or nearly so: there is nothing to see in it')
+        raise ImageError(f'{name}: channel {flat.argmax()} is constant (grey value {rng[flat][0,0]:g}) or nearly so: there is nothing to see in it, leave the field out')
     return rng
 
 def normalise(
@@ -44,7 +45,7 @@ def normalise(
     lo,hi = (rng[:,i,None,None] for i in (0,1))
     return (img.astype(np.float32)-lo)*(2/(hi-lo)) - 1
 
-# %% ../nbs/08_data.ipynb #80260bbe
+# %% ../nbs/08_data.ipynb #2acb2984
 def read_label(
     path, # Label image
     n_classes:int=3, # Number of classes
@@ -62,10 +63,8 @@ def read_inputs(
     inputs=('brightfield',), # Channels
 ) -> np.ndarray: # (C,H,W), dtype as stored
     "Read the input channels of one field"
-    imgs = [read_grey(row[c]) for c in inputs]
-    for c,i in zip(inputs, imgs):
-        if i.shape!=imgs[0].shape: raise ImageError(f'{row[inputs[0]]} is {imgs[0].shape} but {row[c]} is {i.shape}: channels of a field must have one size')
-    return np.stack(imgs)
+    same_size([row[c] for c in inputs])
+    return np.stack([read_grey(row[c], varied=True) for c in inputs])
 
 # %% ../nbs/08_data.ipynb #61cc7b02
 def complete_fields(
@@ -79,7 +78,7 @@ def complete_fields(
     if not ok.all(): warnings.warn(f"left out {(~ok).sum()} of {len(ok)} fields that lack one of {', '.join(columns)}: {', '.join(fields.field[~ok][:5])}")
     return fields[ok].reset_index(drop=True)
 
-# %% ../nbs/08_data.ipynb #880a72cf
+# %% ../nbs/08_data.ipynb #7ba52f3c
 class FieldStore:
     "Fields decoded into memory-mapped arrays, and patches cut from them"
     def __init__(self,
@@ -96,8 +95,8 @@ class FieldStore:
         for i,row in tqdm(self.fields.iterrows(), total=len(self.fields), desc='decoding', delay=3): self._decode(i, row)
 
     def _decode(self, i, row):
+        same_size([row[self.inputs[0]],row.label])
         img,lbl = read_inputs(row, self.inputs),read_label(row.label, len(self.classes))
-        if lbl.shape!=img.shape[1:]: raise ImageError(f'{row.label} is {lbl.shape} but {row[self.inputs[0]]} is {img.shape[1:]}: label and image must have one size')
         self.ranges.append(field_range(img, self.low, self.high, row[self.inputs[0]]))
         for kind,a in (('image',img),('label',lbl)):
             with atomic_path(self.folder/f'{i}_{kind}.npy', FieldsError) as p: np.save(p, a)

@@ -57,14 +57,17 @@ def _ratio(page, tag):
     a,b = page.tags[tag].value if tag in page.tags else (0,1)
     return a/b if b else 0
 
-# %% ../nbs/01_io.ipynb #7abea53c
-def _check_whole(t, s):
-    "Raise if the open TIFF `t` with the series of pages `s` lacks a part"
-    t.filehandle.seek(t.pages.next_page_offset) # behind the last page found: the offset of a next one must be 0
+# %% ../nbs/01_io.ipynb #26a0a561
+def _check_chain(t):
+    "Raise if the chain of pages of the open TIFF `t` has no proper end"
+    t.filehandle.seek(t.pages.next_page_offset) # behind the last page found: the offset of a next one
     more = t.filehandle.read(t.tiff.offsetsize)
-    planned = (t.imagej_metadata or {}).get('images', 1) if t.is_imagej else 1
-    cut = len(more)<t.tiff.offsetsize or any(more) or planned>s.size//s.keyframe.size
-    if cut: raise ValueError('the file is cut off')
+    if len(more)<t.tiff.offsetsize or any(more): raise ValueError('the file is cut off')
+
+def _check_data(t, s):
+    "Raise if the series of pages `s` of the open TIFF `t` lacks a part"
+    planned = (t.imagej_metadata or {}).get('images', 1) if t.is_imagej else 1 # ImageJ describes one page for all
+    if planned>s.size//s.keyframe.size: raise ValueError('the file is cut off')
     if any(p is None for p in s.pages): raise ValueError('some of its pages lie in another file that is missing')
     chunks = math.prod(s.keyframe.chunked) # strips or tiles of a page
     for p in s.pages:
@@ -72,11 +75,13 @@ def _check_whole(t, s):
         end = max(a+n for a,n in zip(p.dataoffsets, p.databytecounts))
         if p.parent is t and end>t.filehandle.size: raise ValueError('the file is cut off')
 
+# %% ../nbs/01_io.ipynb #8160ebba
 def _tiff(path, pixels):
     "Decode a TIFF"
     with tifffile.TiffFile(path) as t:
+        _check_chain(t)
         s = t.series[0]
-        _check_whole(t, s)
+        _check_data(t, s)
         return s.asarray() if pixels else None, ImageInfo(s.shape, s.dtype, s.axes, _tiff_pixel(t))
 
 # %% ../nbs/01_io.ipynb #fc6d3b20

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['bright_regions', 'unmix', 'fluorescence_labels', 'label_fields']
 
-# %% ../nbs/04_labels.ipynb #f6ec838e
+# %% ../nbs/04_labels.ipynb #ee0c2f5e
 import warnings
 from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.ndimage import gaussian_filter,gaussian_gradient_magnitude,maximum_filter,binary_dilation,binary_erosion
+from scipy.stats import theilslopes
 from skimage.measure import label as connected
 from skimage.segmentation import watershed
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from .core import FieldsError,ImageError
 from .io import read_grey,image_info,write_image
 
-# %% ../nbs/04_labels.ipynb #55145729
+# %% ../nbs/04_labels.ipynb #1c53bdd3
 def _log_levels(img, within=None, bins=40):
     "Logarithm of `img` above its floor, the level of its steepest edges, and typical values below and above"
     core = np.s_[:] if within is None else binary_erosion(within, iterations=4) # not the edge of the cells, which is steep too
@@ -28,7 +29,7 @@ def _log_levels(img, within=None, bins=40):
     log = np.log(np.maximum(img-floor, 0) + .012*(top-floor))
     some,steep = log[core],gaussian_gradient_magnitude(log, 1.5)[core]
     if not np.ptp(some)>0: raise ImageError('there is nothing to separate: no contrast in the cells')
-    ends = np.linspace(*np.percentile(some, [.2,99.8]), bins+1)
+    ends = np.linspace(*np.percentile(some, [.2 if within is None else 2,99.8]), bins+1)
     which = np.digitize(some.ravel(), ends)
     n = np.bincount(which, minlength=bins+2)
     mean = np.where(n>3e-4*some.size, np.bincount(which, steep.ravel(), bins+2)/np.maximum(n,1), 0)[1:-1]
@@ -55,7 +56,7 @@ def bright_regions(
     gradient = gaussian_gradient_magnitude(np.sqrt(np.maximum(img-floor,0)+1), .7)
     return _grow(gradient, dark, bright)
 
-# %% ../nbs/04_labels.ipynb #a9472362
+# %% ../nbs/04_labels.ipynb #e3a601d1
 def unmix(
     nuclei, # (H,W) float32 nuclear stain
     cytoplasm, # (H,W) float32 whole-cell stain
@@ -64,14 +65,14 @@ def unmix(
 ) -> tuple: # Nuclear stain without bleed-through (H,W) float32, and the share that was subtracted
     "Take the whole-cell stain out of the nuclear image"
     n,c = [o[::3,::3][within[::3,::3]] for o in (nuclei,cytoplasm)]
-    which = np.digitize(c, np.quantile(c, np.linspace(0,1,bins+1)[1:-1])) if c.size else c
-    use = [i for i in np.unique(which) if (which==i).sum()>=20]
+    which = np.digitize(c, np.unique(np.quantile(c, np.linspace(0,.6,bins+1)))) if c.size else c # the brightest parts lie over nuclei
+    use = [i for i in range(1,bins+1) if (which==i).sum()>=20]
     if len(use)<3: return nuclei,0.
-    x,y = [np.median(c[which==i]) for i in use],[np.quantile(n[which==i], .2) for i in use]
-    share = float(np.clip(np.polyfit(x, y, 1)[0], 0, 1))
+    x,y = [np.median(c[which==i]) for i in use],[np.quantile(n[which==i], .1) for i in use]
+    share = float(np.clip(theilslopes(y, x)[0], 0, 1)) # median of the slopes between all pairs of classes
     return nuclei - share*(cytoplasm-cytoplasm.min()), share
 
-# %% ../nbs/04_labels.ipynb #34d06a58
+# %% ../nbs/04_labels.ipynb #89750f24
 def _stain(img, name, shape=None):
     "Check a stain; smooth it lightly"
     img = np.asarray(img)
@@ -80,7 +81,7 @@ def _stain(img, name, shape=None):
     if img.dtype.kind not in 'uif': raise ImageError(f"the {name} stain must hold numbers, not {img.dtype}")
     img = img.astype(np.float32)
     if not np.isfinite(img).all(): raise ImageError(f"the {name} stain holds NaN or infinity")
-    if np.ptp(img)==0: raise ImageError(f"the {name} stain has the same value everywhere ({img.flat[0]:g}): nothing was stained, or this is not a stain")
+    if np.ptp(img)==0: raise ImageError(f"the {name} stain has the same value everywhere ({img.flat[0]:g}): this is no stain")
     return gaussian_filter(img, .7)
 
 def _tidy(mask, speck, hole):
@@ -118,23 +119,24 @@ def _regions(img, name, **kwargs):
     try: return bright_regions(img, **kwargs)
     except ImageError as e: raise ImageError(f"the {name} stain: {e}") from e
 
-# %% ../nbs/04_labels.ipynb #99573424
+# %% ../nbs/04_labels.ipynb #3c7dfe59
 def label_fields(
     fields:pd.DataFrame, # Fields table with paths in `nuclei`, and in `cytoplasm` if there is a whole-cell stain
     out, # Folder for the label images; made if missing
     pixel_size=None, # µm; None takes what the file says, or else 0.345
     **kwargs # Passed to `fluorescence_labels`
-) -> pd.DataFrame: # The table with `label`, the paths of the label images, and `problem`, empty where all went well
+) -> pd.DataFrame: # The table with `label`, the paths of the label images, and `problem`, None where all went well
     "Write the label image of every field that has stains"
-    if not len(fields) or not {'field','nuclei'} <= set(fields): raise FieldsError('label_fields needs a table with columns `field` and `nuclei`; found '
-        f"{len(fields)} fields with columns {', '.join(map(str,fields.columns)) or 'none'}")
+    if not len(fields) or not {'field','nuclei'} <= set(fields):
+        raise FieldsError('label_fields needs a table with columns `field` and `nuclei`; found '
+            f"{len(fields)} fields with columns {', '.join(map(str,fields.columns)) or 'none'}")
     label,problem = [],[]
     for _,row in tqdm(fields.iterrows(), total=len(fields), desc='label', disable=len(fields)<4):
-        try: path,why = _label_field(row, out, pixel_size, kwargs),''
+        try: path,why = _label_field(row, out, pixel_size, kwargs),None
         except ImageError as e: path,why = None,str(e)
         label.append(path); problem.append(why)
-    fields = fields.assign(label=pd.Series(label, index=fields.index, dtype=object), problem=problem) # object: None stays None
-    bad = fields[fields.problem!='']
+    fields = fields.assign(**{k:pd.Series(v, index=fields.index, dtype=object) for k,v in dict(label=label, problem=problem).items()}) # object: None stays None
+    bad = fields[fields.problem.notna()]
     if len(bad)==len(fields): raise FieldsError(f"no field could be labelled. The first: {bad.field.iloc[0]}: {bad.problem.iloc[0]}")
     if len(bad): warnings.warn(f"{len(bad)} of {len(fields)} fields could not be labelled:\n" + '\n'.join(bad.field.astype(str)+': '+bad.problem))
     return fields

@@ -17,7 +17,7 @@ from .data import read_label
 from .run import Run,summarise
 from .plot import show_comparison,show_legend,plot_history,plot_scores
 
-# %% ../nbs/42_report.ipynb #743269ac
+# %% ../nbs/42_report.ipynb #dbaa9ffe
 def _figure(draw, *args, alt='', **kwargs):
     "Call `draw`, and turn the figure it drew into an image element"
     plt.ioff()
@@ -29,17 +29,18 @@ def _figure(draw, *args, alt='', **kwargs):
 
 def _table(df, digits=3):
     "A DataFrame as a table; all text is escaped"
-    def show(v): return 'absent' if isinstance(v, float) and np.isnan(v) else f'{v:.{digits}f}' if isinstance(v, float) else str(v)
+    def show(v): return '–' if isinstance(v, float) and np.isnan(v) else f'{v:.{digits}f}' if isinstance(v, float) else str(v)
     return Table(Tr(*[Th(str(c)) for c in df.columns]), *[Tr(*[Td(show(v)) for v in r]) for r in df.itertuples(index=False)])
 
-# %% ../nbs/42_report.ipynb #169eaba5
+# %% ../nbs/42_report.ipynb #34105f90
 def _scores_section(run, against, title):
     "Dice per class over fields, as a table and a picture"
+    if against not in run.scored: return []
     scores = run.scores(against)
-    if not len(scores): return []
     wide = scores.pivot(index='field', columns='class', values='dice')[list(run.config['classes'])]
     wide.insert(0, 'mean', wide.mean(axis=1))
-    return [H2(title), Div(_table(summarise(scores).reset_index()), _figure(plot_scores, scores, alt='Dice of each field'), cls='row'),
+    note = P("Mean, standard deviation and range over fields. '–': nothing to compute it from (a class in neither image; the spread of one field). 'all' is the mean over classes.")
+    return [H2(title), note, Div(_table(summarise(scores).reset_index()), _figure(plot_scores, scores, alt='Dice of each field'), cls='row'),
         Details(Summary('Every field'), _table(wide.sort_values('mean').reset_index()))]
 
 def _show_field(run, f):
@@ -58,13 +59,13 @@ def _fields_section(run, n):
     for f in pick: out += [P(f, f': mean Dice {macro[f]:.3f}'), _figure(_show_field, run, fields.loc[f], alt='comparison')]
     return out
 
-# %% ../nbs/42_report.ipynb #4cf7570e
+# %% ../nbs/42_report.ipynb #a84be63a
 def _data_section(run):
     "What was trained on what"
     c,fields = run.config,run.fields
     share = pd.DataFrame([np.bincount(read_label(p, len(c['classes'])).ravel(), minlength=256)[:len(c['classes'])] for p in fields.label], columns=c['classes']).sum()
     rows = dict(Network=f"{c['arch']}, {c['n_params']:,} parameters", Input=', '.join(c['inputs']), Classes=', '.join(c['classes']),
-        **{'Trained on':f"{c['n_train_fields']} fields", 'Scored on':f"{c['n_held_out']} other fields (fold {c['valid_fold']})",
+        **{'Trained on':f"{c['n_train_fields']} {'tiles' if 'source' in fields else 'fields'}", 'Scored on':f"{c['n_held_out']} others (fold {c['valid_fold']})",
            'Kept together in folds':c['group'] or 'each field by itself', 'Area of each class':', '.join(f'{k} {v:.1%}' for k,v in (share/share.sum()).items()),
            'Training':f"{len(run.history)} epochs, {c['training_seconds']:.0f} s, {c['precision']}, on {c['machine']}"})
     return [H2('What was trained on what'), _table(pd.DataFrame(rows.items(), columns=['','value']))]
@@ -82,7 +83,7 @@ def _write_page(path, title, *body):
     with atomic_path(path) as p: p.write_text(to_xml(page), encoding='utf-8')
     return Path(path)
 
-# %% ../nbs/42_report.ipynb #977d5aa4
+# %% ../nbs/42_report.ipynb #2b435c68
 def make_report(
     run, # `Run`, or a run folder
     n:int=3, # Worst and best fields to draw
@@ -90,8 +91,10 @@ def make_report(
     "Write a self-contained HTML report of a run"
     run = run if isinstance(run, Run) else Run(run)
     s = summarise(run.scores())
-    held,classes = run.config['n_held_out'],run.config['classes']
-    lead = P(f"Mean Dice {s.loc['all','mean']:.3f}", ' on ', f'{held} field{"s" if held>1 else ""} the network never saw: ', ', '.join(f'{c} {s.loc[c,"mean"]:.3f}' for c in classes), '.', cls='big')
+    held,classes,tiles = run.config['n_held_out'],run.config['classes'],'source' in run.fields
+    what = ('tile' if tiles else 'field') + ('s' if held>1 else '')
+    lead = P(f"Mean Dice {s.loc['all','mean']:.3f} on {held} {what} the network never saw: ", ', '.join(f'{c} {s.loc[c,"mean"]:.3f}' for c in classes), '.', cls='big')
+    if tiles: lead = Div(lead, P('These are tiles cut from the same fields as the training tiles. They share light, focus and cells at the cut: expect lower Dice on new fields.'))
     body = [lead, *_data_section(run), *_scores_section(run, 'label', 'Dice of held-out fields'),
         *_scores_section(run, 'truth', 'The same predictions against the exact truth of the simulation'),
         H2('Training'), _figure(plot_history, run.history, classes, alt='loss and Dice after each epoch'), *_fields_section(run, n), H2('Settings'), *_settings_section(run)]

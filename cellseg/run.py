@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['score_fields', 'summarise', 'Run', 'train']
 
-# %% ../nbs/35_run.ipynb #22aac182
-import json,platform,shutil,time
+# %% ../nbs/35_run.ipynb #7d06cdd1
+import json,os,platform,shutil,time
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.meta import delegates
 from .core import CLASSES,CellsegError,FieldsError,atomic_path
 from .io import image_info
-from .fields import save_fields,load_fields,kfold_fields
+from .fields import save_fields,load_fields,kfold_fields,image_columns
 from .data import patch_dls,read_label,complete_fields
 from .models.registry import n_params
 from .metrics import confusion,dice_from_counts
@@ -43,7 +43,9 @@ def summarise(
     g = pd.concat([scores,macro]).groupby('class', sort=False).dice
     return g.agg(mean='mean', std='std', min='min', max='max', n='count')
 
-# %% ../nbs/35_run.ipynb #a787c501
+# %% ../nbs/35_run.ipynb #471edea0
+def _scores_file(against): return 'scores.csv' if against=='label' else f'scores_{against}.csv'
+
 class Run:
     "A run folder, read"
     def __init__(self,
@@ -59,12 +61,13 @@ class Run:
     @property
     def segmenter(self): return Segmenter.load(self.folder/'segmenter')
     def scores(self, against='label'):
-        "Scores of the held-out fields against column `against`; empty if there are none"
-        path = self.folder/('scores.csv' if against=='label' else f'scores_{against}.csv')
-        return pd.read_csv(path, dtype={'field':str}) if path.exists() else score_fields(pd.DataFrame(columns=['prediction',against]))
+        "Scores of the held-out fields against column `against`: 'label', or 'truth' if the fields table has it"
+        return pd.read_csv(self.folder/_scores_file(against), dtype={'field':str})
+    @property
+    def scored(self): return [a for a in ('label','truth') if (self.folder/_scores_file(a)).exists()]
     def __repr__(self): return f"Run({self.folder.name}: {self.config['arch']}, Dice {summarise(self.scores()).loc['all','mean']:.3f})"
 
-# %% ../nbs/35_run.ipynb #f7aaeb9e
+# %% ../nbs/35_run.ipynb #43a3804f
 def _new_folder(out, overwrite):
     "An empty run folder"
     out = Path(out)
@@ -79,11 +82,11 @@ def _write_config(out, config):
 
 def _environment():
     "What a reader needs to know of where a run was made"
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return dict(versions={p:version(p) for p in ('cellseg','fastai','torch','numpy')}|dict(python=platform.python_version()),
-        machine=gpu or f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads')
+    cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), '') if Path('/proc/cpuinfo').exists() else ''
+    machine = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f'{cpu or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
+    return dict(versions={p:version(p) for p in ('cellseg','fastai','torch','numpy')}|dict(python=platform.python_version()), machine=machine)
 
-# %% ../nbs/35_run.ipynb #d7feb5bf
+# %% ../nbs/35_run.ipynb #ab68c7f9
 @delegates(patch_dls, but=['device'])
 def train(
     fields:pd.DataFrame, # Fields table with paths of the inputs and `label`; `fold` optional
@@ -101,6 +104,7 @@ def train(
     "Train on all folds but one, predict and score the fields of that one"
     out,inputs,classes = _new_folder(out, overwrite),tuple(kwargs.get('inputs', ('brightfield',))),tuple(kwargs.get('classes', CLASSES))
     fields = complete_fields(fields, [*inputs,'label'])
+    for c in image_columns(fields): fields[c] = fields[c].map(lambda p: os.path.abspath(p) if p else None) # a run can be read from anywhere
     if 'fold' not in fields: fields = kfold_fields(fields, k, group, kwargs.get('seed', 0))
     dls = patch_dls(fields, **kwargs)
     learn = seg_learner(dls, arch, out, precision, kwargs.get('seed', 0))
@@ -116,6 +120,6 @@ def train(
     seg.save(out/'segmenter'); (out/'best.safetensors').unlink(missing_ok=True)
     held = predict_fields(held, seg, out/'predictions')
     for against in {'label','truth'} & set(fields):
-        with atomic_path(out/('scores.csv' if against=='label' else f'scores_{against}.csv')) as p: score_fields(held, classes, against).to_csv(p, index=False)
+        with atomic_path(out/_scores_file(against)) as p: score_fields(held, classes, against).to_csv(p, index=False)
     _write_config(out, config | dict(total_seconds=round(time.time()-start, 1)))
     return Run(out)

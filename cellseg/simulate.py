@@ -146,7 +146,19 @@ def _middles(owner, n, step=3):
     count = np.bincount(o.ravel(), minlength=n+1).clip(1)
     return [np.bincount(o.ravel(), x.ravel()*step, n+1)[1:]/count[1:] for x in np.indices(o.shape)]
 
-# %% ../nbs/03_simulate.ipynb #b533cc87
+# %% ../nbs/03_simulate.ipynb #bc259cfd
+def _nuclei(rays, row, col, owner, edge, border, want, far=9):
+    "Relative distance to the nuclei, scaled so that `want` pixels are below 1, and that scale"
+    q = np.full(owner.shape, far, np.float32)
+    for i in np.unique(owner[::3,::3]):
+        if i and (hit := rays(i-1, row[i-1], col[i-1])): np.copyto(q[hit[0]], hit[1], where=owner[hit[0]]==i)
+    wall = 1/(.6+4*border) # above 1 near a neighbour
+    q = np.where(q<far, np.sqrt(np.sqrt(q**4 + (edge/.9)**4 + wall**4)), far)
+    t = np.partition(q.ravel(), want)[want]
+    if t>=1.6: raise CellsegError('nuclear_share is too large: nuclei would not fit into the cells; make it smaller')
+    return np.minimum(q/t, far), t
+
+# %% ../nbs/03_simulate.ipynb #5575188d
 def draw_cells(
     rng, # Random generator
     shape, # Field `(H,W)`, pixels
@@ -171,17 +183,6 @@ def draw_cells(
     nucleus,tn = _nuclei(_Rays(outlines,2,shape), row, col, owner, edge, border, int(round(nuclear_share*want)))
     label = (owner>0).astype(np.uint8) + (nucleus<1)
     return Cells(label, owner, edge, border, nucleus, row, col, small*tn, rounded)
-
-def _nuclei(rays, row, col, owner, edge, border, want, far=9):
-    "Relative distance to the nuclei, scaled so that `want` pixels are below 1, and that scale"
-    q = np.full(owner.shape, far, np.float32)
-    for i in np.unique(owner[::3,::3]):
-        if i and (hit := rays(i-1, row[i-1], col[i-1])): np.copyto(q[hit[0]], hit[1], where=owner[hit[0]]==i)
-    wall = 1/(.6+4*border) # above 1 near a neighbour
-    q = np.where(q<far, np.sqrt(np.sqrt(q**4 + (edge/.9)**4 + wall**4)), far)
-    t = np.partition(q.ravel(), want)[want]
-    if t>=1.6: raise CellsegError('nuclear_share is too large: nuclei would not fit into the cells; make it smaller')
-    return np.minimum(q/t, far), t
 
 # %% ../nbs/03_simulate.ipynb #dbac47c3
 class Anatomy(NamedTuple):
@@ -408,7 +409,7 @@ def air_bubbles(
         light[w][inside] = np.interp(d[inside], at, level)
         mask[w][inside] = 2
 
-# %% ../nbs/03_simulate.ipynb #8278fc51
+# %% ../nbs/03_simulate.ipynb #1705323f
 def focus_loss(
     rng, # Random generator
     light, # (H,W) float32 bright-field intensity; changed in place
@@ -423,7 +424,7 @@ def focus_loss(
     n = int(round((1-share)*light.size))
     lost = hills>=(np.partition(hills.ravel(), n)[n] if n<hills.size else np.inf)
     weight = np.clip((hills-hills[lost].min())/.15 + .05, 0, 1)*lost if lost.any() else lost
-    light += weight*(bright_field(path, z, pixel_size, directions=19)-light)
+    light += weight*(bright_field(path, z, pixel_size, directions=13)-light)
     mask[lost] = 3
 
 # %% ../nbs/03_simulate.ipynb #121c89ac
@@ -441,11 +442,11 @@ def _check(shape, **ranges):
     for name,(value,low,high) in ranges.items():
         if not low<=value<=high: raise CellsegError(f"{name} is {value}: give a number from {low} to {high}")
 
-# %% ../nbs/03_simulate.ipynb #4431c08f
+# %% ../nbs/03_simulate.ipynb #dd806a6a
 def simulate_field(
     shape=(1440,1920), # `(H,W)`, pixels
     seed=0, # Integer ≥ 0, or a list of such
-    confluence=15/16, # Share of the field covered by cells; with `nuclear_share` of 1/3 background:nuclei:cytoplasm is 1:5:10. 0.3 is sparse
+    confluence=15/16, # Share of the field covered by cells; 0.3 is sparse. The default gives background:nuclei:cytoplasm 1:5:10
     nuclear_share=1/3, # Share of the cell area that is nucleus
     diameter=25., # Mean diameter of a cell, µm
     brightness_spread=10., # Brightest over dimmest nucleus of the nuclear stain
@@ -483,7 +484,7 @@ def _spoilt(rng, path, z, dust, bubbles, defocus, pixel_size):
     air_bubbles(rngs[2], light, mask, bubbles, pixel_size)
     return light,mask
 
-# %% ../nbs/03_simulate.ipynb #68729ec6
+# %% ../nbs/03_simulate.ipynb #963682e5
 def simulate_fields(
     folder, # Where to write; made if missing
     n:int, # How many fields
@@ -491,7 +492,7 @@ def simulate_fields(
     seed=0, # Integer ≥ 0: other seed, other cells
     pixel_size=.345, # µm
     **kwargs # Passed to `simulate_field`
-) -> pd.DataFrame: # Fields table: `field`, and paths `brightfield`, `nuclei`, `cytoplasm`, `label`, `cells`; `artefact` if bubbles or defocus were asked for
+) -> pd.DataFrame: # `field` and the paths `brightfield`, `nuclei`, `cytoplasm`, `label`, `cells`; `artefact` if bubbles or defocus are on
     "Write simulated fields and their exact label images to a folder"
     if n<1: raise CellsegError(f"n is {n}: give the number of fields, 1 or more")
     spoilt = bool(kwargs.get('bubbles') or kwargs.get('defocus'))

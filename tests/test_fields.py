@@ -9,12 +9,6 @@ from cellseg.io import image_info, read_grey, write_image
 real = Path(__file__).parents[2]/'shared'/'data'
 needs_real = pytest.mark.skipif(not real.is_dir(), reason='no real images beside the repository')
 
-@pytest.fixture
-def rng():
-    seed = np.random.SeedSequence().entropy
-    print('seed', seed) # shown if the test fails
-    return np.random.default_rng(seed)
-
 def touch(folder, *names):
     for o in names: (folder/o).parent.mkdir(parents=True, exist_ok=True); (folder/o).touch()
     return folder

@@ -9,12 +9,6 @@ real = Path(__file__).parents[2]/'shared'/'data'
 needs_real = pytest.mark.skipif(not real.is_dir(), reason=f'no real images beside the repository ({real.name}/)')
 logging.getLogger('tifffile').setLevel(logging.CRITICAL) # it also logs what we raise
 
-@pytest.fixture
-def rng(request):
-    seed = np.random.SeedSequence().entropy
-    print('seed', seed) # shown if the test fails
-    return np.random.default_rng(seed)
-
 def some(rng, shape, dtype):
     if np.dtype(dtype).kind=='f': return rng.normal(0, 100, shape).astype(dtype)
     return rng.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
@@ -194,6 +188,19 @@ def test_damaged_bytes(tmp_path, rng, name):
             try: f(path)
             except ImageError as e: errors += 1; assert str(path) in str(e)
     assert errors
+
+def test_pages_in_a_circle(tmp_path):
+    "The last page names the first one as its next: without a look at the chain a reader never ends"
+    code = textwrap.dedent('''
+        import sys, struct, tifffile, numpy as np
+        from cellseg.io import read_image, ImageError
+        for i in range(2): tifffile.imwrite(sys.argv[1], np.zeros((9,9), 'u1'), append=True, metadata=None)
+        with tifffile.TiffFile(sys.argv[1]) as t: first,at = t.pages[0].offset,t.pages.next_page_offset
+        with open(sys.argv[1], 'r+b') as f: f.seek(at); f.write(struct.pack('<I', first))
+        try: read_image(sys.argv[1])
+        except ImageError as e: print('told:', e)''')
+    out = subprocess.run([sys.executable, '-c', code, tmp_path/'a.tif'], capture_output=True, text=True, timeout=60)
+    assert 'told:' in out.stdout, out
 
 @pytest.mark.parametrize('name,data,why', [('a.tif',b'','empty'), ('a.tif',b'hello\n','not an image'), ('a.png',b'','empty'), ('a.xyz',b'1,2','TIFF, PNG and JPEG'),
     ('a.jpg',b'\xff\xd8\xff','decoded'), ('a.tif',b'II*\0','decoded'), ('a.tif',b'II*\0\x08\0\0\0\0\0','decoded')])

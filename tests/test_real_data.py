@@ -1,0 +1,36 @@
+"Short versions of the main job on real images"
+import numpy as np, pandas as pd, pytest
+from cellseg.fields import find_fields, load_fields
+from cellseg.io import read_image
+from cellseg.metrics import dice_scores
+
+def majority_dice(path, n_classes):
+    "Mean Dice of calling every pixel the most frequent class: what a network must beat"
+    label = read_image(path)
+    guess = np.full_like(label, np.bincount(label.astype(int).ravel()).argmax())
+    return np.nanmean(dice_scores(guess.astype(np.uint8), label.astype(np.uint8), n_classes))
+
+def test_cellpainting(cellseg, data, tmp_path):
+    "One field with bright-field, DNA and whole-cell stain: labels, training on three tiles, scoring on the fourth, predicting the field"
+    pattern,bf = 'r{row}c{column}f{site}p{plane}-ch{channel}sk1fk1fl1.tiff','brightfield=1'
+    code,out,err = cellseg('train', data/'cellpainting_bf', '--pattern', pattern, '--channels', bf, 'cytoplasm=3', 'nuclei=5', '--tiles', '2x2', '--folds', 4,
+        '--size', 96, '--patches', 144, '--epochs', 8, '--out', tmp_path/'run')
+    assert code==0, err
+    fields,scores = load_fields(tmp_path/'run'/'fields.csv'),pd.read_csv(tmp_path/'run'/'scores.csv')
+    held = fields[fields.fold==0].iloc[0]
+    assert scores.dice.mean()>majority_dice(held.label, 3)+.1
+    report = (tmp_path/'run'/'report.html').read_text(encoding='utf-8')
+    assert 'tiles cut from the same fields' in report and 'data:image/png' in report
+    code,out,err = cellseg('predict', tmp_path/'run', data/'cellpainting_bf', '--pattern', pattern, '--channels', bf, '--out', tmp_path/'out')
+    assert code==0, err
+    assert read_image(next((tmp_path/'out').glob('*_label.tif'))).shape==(1080,1080)
+
+def test_brifiseg(cellseg, data, tmp_path):
+    "Bright-field and nuclear masks given: two classes, one field left out"
+    code,out,err = cellseg('train', data/'brifiseg', '--pattern', 'A549_{field}_{channel}.tif', '--channels', 'brightfield=BF', 'label=nuclei', '--classes', 'background',
+        'nucleus', '--folds', 5, '--size', 96, '--patches', 144, '--epochs', 8, '--out', tmp_path/'run')
+    assert code==0, err
+    fields,scores = load_fields(tmp_path/'run'/'fields.csv'),pd.read_csv(tmp_path/'run'/'scores.csv')
+    held = fields[fields.fold==0]
+    assert len(fields)==5 and list(scores.field.unique())==list(held.field)
+    assert scores.dice.mean()>majority_dice(held.iloc[0].label, 2)+.1
