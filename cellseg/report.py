@@ -17,14 +17,11 @@ from .data import read_label
 from .run import Run,summarise
 from .plot import show_comparison,show_legend,plot_history,plot_scores
 
-# %% ../nbs/42_report.ipynb #dbaa9ffe
+# %% ../nbs/42_report.ipynb #c3a1a745
 def _figure(draw, *args, alt='', **kwargs):
     "Call `draw`, and turn the figure it drew into an image element"
-    plt.ioff()
-    try:
-        draw(*args, **kwargs)
-        buf = io.BytesIO(); plt.gcf().savefig(buf, format='png', dpi=110, bbox_inches='tight')
-    finally: plt.close('all'); plt.ion()
+    draw(*args, **kwargs)
+    buf = io.BytesIO(); plt.gcf().savefig(buf, format='png', dpi=110, bbox_inches='tight'); plt.close()
     return Img(src='data:image/png;base64,'+base64.b64encode(buf.getvalue()).decode(), alt=alt)
 
 def _table(df, digits=3):

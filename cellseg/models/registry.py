@@ -12,12 +12,11 @@ from torch import nn
 import torch.nn.functional as F
 from ..core import CellsegError
 
-# %% ../../nbs/10_models.registry.ipynb #585bfaa1
+# %% ../../nbs/10_models.registry.ipynb #b86056f8
 _models = {}
 
 def register(f):
-    "Add builder `f(n_in, n_out, **kwargs)` to the registry under its own name"
-    if f.__name__ in _models: raise KeyError(f'{f.__name__} is already registered')
+    "Add builder `f(n_in, n_out, **kwargs)` to the registry under its own name; a later one replaces an earlier one"
     _models[f.__name__] = f
     return f
 
