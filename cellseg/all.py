@@ -10,8 +10,12 @@ from .labels import *
 from .sampling import *
 from .augment import *
 from .data import *
+from .models.blocks import *
 from .models.registry import *
 from .models.unet import *
+from .models.tiramisu import *
+from .models.deeplab import *
+from .models.pretrained import *
 from .metrics import *
 from .learner import *
 from .predict import *

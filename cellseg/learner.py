@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['has_bf16', 'Bf16', 'save_weights', 'KeepBest', 'StopGently', 'seg_learner']
 
-# %% ../nbs/21_learner.ipynb #e3edf17b
+# %% ../nbs/21_learner.ipynb #ac2c338e
 import signal,sys,threading
 from contextlib import nullcontext
 from pathlib import Path
-import torch
+import numpy as np, torch
 from safetensors.torch import save,load_file
 from fastai.callback.core import Callback,CancelFitException
 from fastai.callback.tracker import TrackerCallback
@@ -22,7 +22,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import to_float
 from .core import IGNORE,CellsegError,seeded,atomic_path
 from .models.registry import create_model
-import cellseg.models.unet # registers 'unet'
+import cellseg.models.unet,cellseg.models.tiramisu,cellseg.models.deeplab,cellseg.models.pretrained # register their networks
 from .metrics import dice_metrics
 
 # %% ../nbs/21_learner.ipynb #6bc116c9
@@ -42,7 +42,7 @@ class Bf16(Callback):
     def after_pred(self): self.learn.pred = to_float(self.pred)
     def after_fit(self): self.model.forward = self._float32
 
-# %% ../nbs/21_learner.ipynb #35efe22f
+# %% ../nbs/21_learner.ipynb #578e994c
 def save_weights(
     model, # Network
     path, # File to write, .safetensors
@@ -58,7 +58,7 @@ class KeepBest(TrackerCallback):
         path, # File for the weights, .safetensors
         monitor:str='dice', # Column of the history to watch
     ):
-        super().__init__(monitor)
+        super().__init__(monitor, comp=np.greater_equal) # of equal epochs the last
         self.path,self.best_epoch = Path(path),None
     def after_epoch(self):
         super().after_epoch()
