@@ -53,7 +53,7 @@ def bspline_basis(
     B = torch.where(t<1, 2/3-t**2+t**3/2, (2-t).clamp(min=0)**3/6)
     return B.to(device, torch.float32 if torch.device(device).type=='mps' else None) # Apple's GPUs have no float64
 
-# %% ../nbs/07_augment.ipynb #21bad6cf
+# %% ../nbs/07_augment.ipynb #41ab7288
 def bspline_displacement(
     coef:torch.Tensor, # (B,2,m+3,m+3): displacements `(dy,dx)` of the control points of a mesh of m x m cells, pixels; the paper's m is 2
     size, # (H,W), or one number for a square, pixels
@@ -63,7 +63,9 @@ def bspline_displacement(
         raise CellsegError(f'coef has shape {tuple(coef.shape)}: (B,2,m+3,m+3) is needed, m cells being at least 1')
     hw = (size,size) if isinstance(size, int) else size
     by,bx = (bspline_basis(n, m-3, coef.device) for n,m in zip(hw, coef.shape[2:]))
-    return (by @ coef.to(by.dtype) @ bx.T).to(coef.dtype)
+    out = coef.new_empty((*coef.shape[:2],*hw))
+    for o,c in zip(out.split(4), coef.to(by.dtype).split(4)): o.copy_(by @ c @ bx.T) # four at a time: float64 fields of a whole batch would leave the processor's cache
+    return out
 
 # %% ../nbs/07_augment.ipynb #8f94f8be
 def _unit(
