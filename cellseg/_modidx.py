@@ -362,6 +362,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'cellseg.run.Run.segmenter': ('run.html#run.segmenter', 'cellseg/run.py'),
                              'cellseg.run._environment': ('run.html#_environment', 'cellseg/run.py'),
                              'cellseg.run._new_folder': ('run.html#_new_folder', 'cellseg/run.py'),
+                             'cellseg.run._recipe': ('run.html#_recipe', 'cellseg/run.py'),
                              'cellseg.run._scores_file': ('run.html#_scores_file', 'cellseg/run.py'),
                              'cellseg.run._write_config': ('run.html#_write_config', 'cellseg/run.py'),
                              'cellseg.run.score_fields': ('run.html#score_fields', 'cellseg/run.py'),

@@ -63,7 +63,7 @@ def _list_problems(table):
     if len(bad): print(f'{len(bad)} of {len(table)} fields could not be done', file=sys.stderr)
     return 0 if not len(bad) else 1 if len(bad)<len(table) else 2
 
-# %% ../nbs/50_cli.ipynb #d5b54dd0
+# %% ../nbs/50_cli.ipynb #b766adc7
 def train(args):
     "Train a network, score it on held-out fields, and write a report"
     from cellseg.labels import label_fields
@@ -79,7 +79,7 @@ def train(args):
         rows,cols = _tiles(args.tiles)
         print(f'each field cut into {rows} x {cols} tiles: scores of neighbouring tiles flatter, use whole fields when you have several')
         table = tile_fields(table, out/'tiles', rows, cols)
-    run = train(table, out, args.arch, args.epochs, args.lr, k=args.folds, group=args.group, overwrite=args.overwrite, size=args.size, bs=args.batch,
+    run = train(table, out, args.arch, args.recipe, args.epochs, args.lr, k=args.folds, group=args.group, overwrite=args.overwrite, size=args.size, bs=args.batch,
         inputs=tuple(args.inputs), classes=tuple(args.classes), n_train=args.patches, seed=args.seed)
     _print_run(run, make_report(run))
 
@@ -168,7 +168,7 @@ def _parser():
     _add_train(sub); _add_predict(sub)
     return p
 
-# %% ../nbs/50_cli.ipynb #542f427b
+# %% ../nbs/50_cli.ipynb #5c9feb91
 def _add_train(sub):
     o = _command(sub, train, "cellseg train images --pattern '{field}_{channel}.tif' --channels brightfield=BF nuclei=DAPI cytoplasm=CellMask --out my-run")
     _add_source(o)
@@ -177,8 +177,9 @@ def _add_train(sub):
     o.add_argument('--classes', nargs='+', default=list(CLASSES), help='names of the label codes 0, 1, … (background cytoplasm nucleus)')
     o.add_argument('--tiles', metavar='RxC', help='cut each field into tiles first: for a single field')
     o.add_argument('--arch', default='unet', help='network (%(default)s)'); o.add_argument('--epochs', type=int, default=20, help='passes over the patches (%(default)s)')
-    o.add_argument('--lr', type=float, default=3e-3, help='largest learning rate (%(default)s)'); o.add_argument('--size', type=int, default=224, help='patch height and width, pixels (%(default)s)')
-    o.add_argument('--batch', type=int, default=12, help='patches in a batch (%(default)s)'); o.add_argument('--patches', type=int, help='training patches an epoch (as many as tile the fields)')
+    o.add_argument('--recipe', default='fast', help="'fast', or 'paper' (%(default)s)"); o.add_argument('--lr', type=float, help="largest learning rate (the recipe's)")
+    o.add_argument('--size', type=int, default=224, help='patch height and width, pixels (%(default)s)')
+    o.add_argument('--batch', type=int, default=12, help='patches in a batch (%(default)s)'); o.add_argument('--patches', type=int, help='training patches an epoch (as many as tile the fields, at least 16 batches)')
     o.add_argument('--folds', type=int, default=5, help='one fold in so many is held out (%(default)s)'); o.add_argument('--group', help='column whose values stay together, such as well')
     o.add_argument('--seed', type=int, default=0, help='of everything random (%(default)s)')
 

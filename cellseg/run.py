@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['score_fields', 'summarise', 'Run', 'train']
 
-# %% ../nbs/35_run.ipynb #7d06cdd1
+# %% ../nbs/35_run.ipynb #b65f04db
 import json,os,platform,shutil,time
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, pandas as pd, torch
+from functools import partial
+from fastai.learner import Learner
 from fastcore.meta import delegates
 from .core import CLASSES,CellsegError,FieldsError,atomic_path
 from .io import image_info
 from .fields import save_fields,load_fields,kfold_fields,image_columns
+from .augment import paper_augment
 from .data import patch_dls,read_label,complete_fields
 from .models.registry import n_params
 from .metrics import confusion,dice_from_counts
@@ -86,14 +89,23 @@ def _environment():
     machine = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f'{cpu or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
     return dict(versions={p:version(p) for p in ('cellseg','fastai','torch','numpy')}|dict(python=platform.python_version()), machine=machine)
 
-# %% ../nbs/35_run.ipynb #ab68c7f9
+# %% ../nbs/35_run.ipynb #c39890e8
+def _recipe(name, epochs, lr, size, seed):
+    "Fit function, augmentation and constants of a recipe"
+    lr = {} if lr is None else dict(lr=lr)
+    if name=='fast': return name,partial(Learner.fit_fast, n_epoch=epochs, **lr),None,'torch'
+    if name!='paper': raise CellsegError(f"recipe must be 'fast' or 'paper', not '{name}'")
+    aug = paper_augment(size, round(122*size/224), 15*size/224, seed=seed)
+    return name,partial(Learner.fit_paper, n_epoch=epochs, every=max(1, round(epochs/6)), **lr),aug,'keras'
+
 @delegates(patch_dls, but=['device'])
 def train(
     fields:pd.DataFrame, # Fields table with paths of the inputs and `label`; `fold` optional
     out, # Run folder to make
     arch:str='unet', # One of `list_models()`
-    epochs:int=20, # Passes over the training patches
-    lr:float=3e-3, # Largest learning rate
+    recipe:str='fast', # 'fast' (`fit_fast`) or 'paper' (`fit_paper`, with the paper's augmentation and Keras' constants)
+    epochs:int=20, # Passes over the training patches; the paper's are 300
+    lr:float|None=None, # Largest learning rate; None: the recipe's, 3e-3 or 1e-3
     k:int=5, # Folds to make if there is no column `fold`; fold `valid_fold` is held out
     group:str|None=None, # Column whose values must stay on one side
     precision:str='auto', # 'bf16', 'float32', or 'auto'
@@ -106,17 +118,19 @@ def train(
     fields = complete_fields(fields, [*inputs,'label'])
     for c in image_columns(fields): fields[c] = fields[c].map(lambda p: os.path.abspath(p) if p else None) # a run can be read from anywhere
     if 'fold' not in fields: fields = kfold_fields(fields, k, group, kwargs.get('seed', 0))
-    dls = patch_dls(fields, **kwargs)
-    learn = seg_learner(dls, arch, out, precision, kwargs.get('seed', 0))
+    seed = kwargs.get('seed', 0)
+    recipe,fit,tfms,init = _recipe(recipe, epochs, lr, kwargs.get('size', 224), seed)
+    dls = patch_dls(fields, **{'batch_tfms':tfms} | kwargs)
+    learn = seg_learner(dls, arch, out, precision, seed, init=init)
     held = fields[fields.fold==kwargs.get('valid_fold', 0)]
-    config = dict(arch=arch, n_params=n_params(learn.model), epochs=epochs, lr=lr, group=group, precision=learn.precision, size=dls.size, bs=dls.bs,
+    config = dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, group=group, precision=learn.precision, size=dls.size, bs=dls.bs,
         n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, seed=0, valid_fold=0) | {k:v for k,v in kwargs.items() if k!='batch_tfms'} | _environment()
     _write_config(out, config); save_fields(fields, out/'fields.csv')
     start = time.time()
-    learn.fit_fast(epochs, lr, cbs=cbs)
+    fit(learn, cbs=cbs)
     config['training_seconds'] = round(time.time()-start, 1)
     store = dls.store
-    seg = Segmenter(learn.model, arch, inputs, classes, store.low, store.high, image_info(fields[inputs[0]].iloc[0]).pixel_size)
+    seg = Segmenter(learn.model, arch, inputs, classes, store.low, store.high, image_info(fields[inputs[0]].iloc[0]).pixel_size, dict(init=init))
     seg.save(out/'segmenter'); (out/'best.safetensors').unlink(missing_ok=True)
     held = predict_fields(held, seg, out/'predictions')
     for against in {'label','truth'} & set(fields):
