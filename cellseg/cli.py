@@ -63,18 +63,17 @@ def _list_problems(table):
     if len(bad): print(f'{len(bad)} of {len(table)} fields could not be done', file=sys.stderr)
     return 0 if not len(bad) else 1 if len(bad)<len(table) else 2
 
-# %% ../nbs/50_cli.ipynb #b766adc7
+# %% ../nbs/50_cli.ipynb #0fa681a4
 def train(args):
     "Train a network, score it on held-out fields, and write a report"
     from cellseg.labels import label_fields
     from cellseg.fields import tile_fields
-    from cellseg.run import train,summarise
+    from cellseg.run import train
     from cellseg.report import make_report
     table,out = _source(args),Path(args.out)
     if 'label' not in table:
         print('labels from fluorescence')
-        table = label_fields(table, out/'labels')
-        table = table.drop(columns='problem') # a warning has named those that could not be labelled
+        table = label_fields(table, out/'labels').drop(columns='problem') # a warning has named those that could not be labelled
     if args.tiles:
         rows,cols = _tiles(args.tiles)
         print(f'each field cut into {rows} x {cols} tiles: scores of neighbouring tiles flatter, use whole fields when you have several')

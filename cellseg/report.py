@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['make_report', 'prediction_report']
 
-# %% ../nbs/42_report.ipynb #d1963735
+# %% ../nbs/42_report.ipynb #2af18670
 import base64,io
 from pathlib import Path
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
-from fastcore.xml import to_xml,Html,Head,Title,Meta,Style,Body,H1,H2,P,Table,Tr,Th,Td,Img,Div,Details,Summary,Code,NotStr
-from .core import atomic_path,class_colours
+from fastcore.xml import to_xml,Html,Head,Title,Meta,Style,Body,H1,H2,P,Table,Tr,Th,Td,Img,Div,Details,Summary
+from .core import atomic_path
 from .io import read_grey
 from .data import read_label
 from .run import Run,summarise

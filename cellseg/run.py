@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['score_fields', 'summarise', 'Run', 'train']
 
-# %% ../nbs/35_run.ipynb #b65f04db
+# %% ../nbs/35_run.ipynb #8c26f521
 import json,os,platform,shutil,time
 from importlib.metadata import version
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from functools import partial
 from fastai.learner import Learner
 from fastcore.meta import delegates
-from .core import CLASSES,CellsegError,FieldsError,atomic_path
+from .core import CLASSES,CellsegError,atomic_path
 from .io import image_info
 from .fields import save_fields,load_fields,kfold_fields,image_columns
 from .augment import paper_augment

@@ -1,5 +1,4 @@
 "What tests share: a source of fresh random numbers whose seed is shown when a test fails, and the real images if they are there"
-import warnings
 from pathlib import Path
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
 "Images written and read again by others, damaged files, full discs, real files"
 import logging, subprocess, sys, textwrap
 from pathlib import Path
-import imagecodecs, numpy as np, pytest, tifffile
+import numpy as np, pytest, tifffile
 from cellseg.core import ImageError
 from cellseg.io import image_info, read_grey, read_image, write_image
 

@@ -1,5 +1,5 @@
 "The package as a whole: one home for the version, layers, README, what an import costs"
-import ast, re, subprocess, sys, time
+import ast, re, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest

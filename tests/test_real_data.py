@@ -1,6 +1,6 @@
 "Short versions of the main job on real images"
 import numpy as np, pandas as pd
-from cellseg.fields import find_fields, load_fields
+from cellseg.fields import load_fields
 from cellseg.io import read_image
 from cellseg.metrics import dice_scores
 from cellseg.predict import Segmenter
