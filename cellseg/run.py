@@ -70,12 +70,10 @@ class Run:
     def scored(self): return [a for a in ('label','truth') if (self.folder/_scores_file(a)).exists()]
     def __repr__(self): return f"Run({self.folder.name}: {self.config['arch']}, Dice {summarise(self.scores()).loc['all','mean']:.3f})"
 
-# %% ../nbs/35_run.ipynb #43a3804f
-def _new_folder(out, overwrite):
-    "An empty run folder"
-    out = Path(out)
+# %% ../nbs/35_run.ipynb #2379037a
+def _clear(out):
+    "Remove an earlier run"
     if (out/'config.json').exists():
-        if not overwrite: raise CellsegError(f'{out} holds a run already: choose another folder, or overwrite it')
         for p in ('config.json','history.csv','scores.csv','scores_truth.csv','report.html','best.safetensors'): (out/p).unlink(missing_ok=True)
         for p in ('segmenter','predictions'): shutil.rmtree(out/p, ignore_errors=True)
     return out
@@ -89,7 +87,7 @@ def _environment():
     machine = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f'{cpu or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
     return dict(versions={p:version(p) for p in ('cellseg','fastai','torch','numpy')}|dict(python=platform.python_version()), machine=machine)
 
-# %% ../nbs/35_run.ipynb #c39890e8
+# %% ../nbs/35_run.ipynb #c02af4cf
 def _recipe(name, epochs, lr, size, seed):
     "Fit function, augmentation and constants of a recipe"
     lr = {} if lr is None else dict(lr=lr)
@@ -114,7 +112,8 @@ def train(
     **kwargs, # For `patch_dls`
 ) -> Run:
     "Train on all folds but one, predict and score the fields of that one"
-    out,inputs,classes = _new_folder(out, overwrite),tuple(kwargs.get('inputs', ('brightfield',))),tuple(kwargs.get('classes', CLASSES))
+    out,inputs,classes = Path(out),tuple(kwargs.get('inputs', ('brightfield',))),tuple(kwargs.get('classes', CLASSES))
+    if (out/'config.json').exists() and not overwrite: raise CellsegError(f'{out} holds a run already: choose another folder, or overwrite it')
     fields = complete_fields(fields, [*inputs,'label'])
     for c in image_columns(fields): fields[c] = fields[c].map(lambda p: os.path.abspath(p) if p else None) # a run can be read from anywhere
     if 'fold' not in fields: fields = kfold_fields(fields, k, group, kwargs.get('seed', 0))
@@ -125,6 +124,7 @@ def train(
     held = fields[fields.fold==kwargs.get('valid_fold', 0)]
     config = dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, group=group, precision=learn.precision, size=dls.size, bs=dls.bs,
         n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, seed=0, valid_fold=0) | {k:v for k,v in kwargs.items() if k!='batch_tfms'} | _environment()
+    _clear(out) # only now that the new one can start
     _write_config(out, config); save_fields(fields, out/'fields.csv')
     start = time.time()
     fit(learn, cbs=cbs)
