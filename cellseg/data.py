@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CUT', 'field_range', 'normalise', 'read_label', 'read_inputs', 'complete_fields', 'FieldStore', 'TensorField',
            'TensorLabel', 'LabelToLong', 'FieldBlock', 'LabelBlock', 'patch_block', 'PatchDL', 'set_augment',
-           'split_idxs', 'patch_dls', 'show_batch', 'show_results']
+           'generators', 'split_idxs', 'patch_dls', 'show_batch', 'show_results']
 
-# %% ../nbs/08_data.ipynb #8640fa1c
+# %% ../nbs/08_data.ipynb #17202523
 import copy,tempfile,warnings
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastai.data.all import DataBlock,TransformBlock,TfmdDL,DataLoaders,Transfor
 from fastai.torch_basics import dispatch
 from fastai.torch_core import TensorImageBase,TensorMask
 from .core import CLASSES,IGNORE,CellsegError,FieldsError,ImageError,atomic_path,label_rgb
-from .io import read_grey
+from .io import read_grey,pixel_hash
 from .fields import same_size
 from .sampling import PatchSampler,grid_patches,PATCH
 from .augment import RandomDihedral
@@ -78,7 +78,7 @@ def complete_fields(
     if not ok.all(): warnings.warn(f"left out {(~ok).sum()} of {len(ok)} fields that lack one of {', '.join(columns)}: {', '.join(fields.field[~ok][:5])}")
     return fields[ok].reset_index(drop=True)
 
-# %% ../nbs/08_data.ipynb #8684b8aa
+# %% ../nbs/08_data.ipynb #5033b64f
 def _window(
     a, # (...,H,W) array
     p, # Patch: its row and col are used
@@ -103,13 +103,14 @@ class FieldStore:
         self.fields = complete_fields(fields, [*inputs,'label'])
         self.inputs,self.classes,self.low,self.high = tuple(inputs),tuple(classes),low,high
         self._tmp,self._maps = tempfile.TemporaryDirectory(prefix='cellseg-', dir=cache),{}
-        self.folder,self.ranges = Path(self._tmp.name),[]
+        self.folder,self.ranges,self.hashes = Path(self._tmp.name),[],[] # a hash of the inputs and one of the label for each field
         for i,row in tqdm(self.fields.iterrows(), total=len(self.fields), desc='decoding', delay=3): self._decode(i, row)
 
     def _decode(self, i, row):
         same_size([row[self.inputs[0]],row.label])
         img,lbl = read_inputs(row, self.inputs),read_label(row.label, len(self.classes))
         self.ranges.append(field_range(img, self.low, self.high, row[self.inputs[0]]))
+        self.hashes.append((pixel_hash(img),pixel_hash(lbl)))
         for kind,a in (('image',img),('label',lbl)):
             with atomic_path(self.folder/f'{i}_{kind}.npy', FieldsError) as p: np.save(p, a)
 
@@ -221,6 +222,14 @@ def set_augment(
     pipe.add(tfms)
     dls.augment = tfms
     return dls
+
+# %% ../nbs/08_data.ipynb #d9b73394
+def generators(
+    dls:DataLoaders, # From `patch_dls`
+) -> list: # numpy generators: drawing, moving, and one for each transform that has one
+    "Random generators that training batches come from"
+    draw = dls.train.draw
+    return [draw.sampler.rng,draw.rng,*[t.rng for t in dls.augment if hasattr(t, 'rng')]]
 
 # %% ../nbs/08_data.ipynb #26164b69
 def split_idxs(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['score_fields', 'summarise', 'Run', 'train']
 
-# %% ../nbs/35_run.ipynb #8c26f521
-import json,os,platform,shutil,time
+# %% ../nbs/35_run.ipynb #15f58738
+import hashlib,json,os,platform,shutil,time
 from importlib.metadata import version
 from pathlib import Path
 import pandas as pd, torch
@@ -46,7 +46,7 @@ def summarise(
     g = pd.concat([scores,macro]).groupby('class', sort=False).dice
     return g.agg(mean='mean', std='std', min='min', max='max', n='count')
 
-# %% ../nbs/35_run.ipynb #471edea0
+# %% ../nbs/35_run.ipynb #e2849a4d
 def _scores_file(against): return 'scores.csv' if against=='label' else f'scores_{against}.csv'
 
 class Run:
@@ -63,18 +63,23 @@ class Run:
     def history(self): return pd.read_csv(self.folder/'history.csv')
     @property
     def segmenter(self): return Segmenter.load(self.folder/'segmenter')
+    @property
+    def finished(self): return 'total_seconds' in self.config and len(self.history)==self.config['epochs']
     def scores(self, against='label'):
         "Scores of the held-out fields against column `against`: 'label', or 'truth' if the fields table has it"
+        if not (self.folder/_scores_file(against)).exists(): raise CellsegError(f'{self.folder} has no scores against {against!r}' + ('' if self.finished else ': its training is not finished, call train again to go on'))
         return pd.read_csv(self.folder/_scores_file(against), dtype={'field':str})
     @property
     def scored(self): return [a for a in ('label','truth') if (self.folder/_scores_file(a)).exists()]
-    def __repr__(self): return f"Run({self.folder.name}: {self.config['arch']}, Dice {summarise(self.scores()).loc['all','mean']:.3f})"
+    def __repr__(self):
+        dice = f"Dice {summarise(self.scores()).loc['all','mean']:.3f}" if self.scored else 'not finished'
+        return f"Run({self.folder.name}: {self.config['arch']}, {dice})"
 
-# %% ../nbs/35_run.ipynb #2379037a
+# %% ../nbs/35_run.ipynb #d9a83e81
 def _clear(out):
     "Remove an earlier run"
     if (out/'config.json').exists():
-        for p in ('config.json','history.csv','scores.csv','scores_truth.csv','report.html','best.safetensors'): (out/p).unlink(missing_ok=True)
+        for p in ('config.json','history.csv','scores.csv','scores_truth.csv','report.html','best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
         for p in ('segmenter','predictions'): shutil.rmtree(out/p, ignore_errors=True)
     return out
 
@@ -87,7 +92,7 @@ def _environment():
     machine = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f'{cpu or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
     return dict(versions={p:version(p) for p in ('cellseg','fastai','torch','numpy')}|dict(python=platform.python_version()), machine=machine)
 
-# %% ../nbs/35_run.ipynb #c02af4cf
+# %% ../nbs/35_run.ipynb #e2762cb8
 def _recipe(name, epochs, lr, size, seed):
     "Fit function, augmentation and constants of a recipe"
     lr = {} if lr is None else dict(lr=lr)
@@ -96,10 +101,44 @@ def _recipe(name, epochs, lr, size, seed):
     aug = paper_augment(size, round(122*size/224), 15*size/224, seed=seed)
     return name,partial(Learner.fit_paper, n_epoch=epochs, every=max(1, round(epochs/6)), **lr),aug,'keras'
 
+# %% ../nbs/35_run.ipynb #cb9bb9ac
+_not_settings = ('versions','machine','training_seconds','total_seconds') # of what is in config.json
+
+def _same_run(out, config):
+    "Check that the run in `out` was begun with these settings"
+    then,now = ({k:v for k,v in c.items() if k not in _not_settings} for c in (Run(out).config,json.loads(json.dumps(config))))
+    other = [k for k in {**then,**now} if then.get(k)!=now.get(k)]
+    if other: raise CellsegError(f"{out} holds another run: " + ', '.join(f'its {k} is {then.get(k)!r}, here {now.get(k)!r}' if k!='data' else 'its images, labels or folds are others' for k in other) + '. Choose another folder, or overwrite it')
+
+def _data_hash(store):
+    "One hash of all fields, their pixels and their folds"
+    rows = zip(store.fields.field, store.fields.fold.astype(int).tolist(), *zip(*store.hashes))
+    return hashlib.blake2b(json.dumps(sorted(rows)).encode(), digest_size=16).hexdigest()
+
+def _augmentation(tfms):
+    "Names and numbers of batch transforms"
+    return [dict(name=type(t).__name__) | {k:v for k,v in vars(t).items() if type(v) in (int,float)} for t in tfms]
+
+_not_recorded = ('batch_tfms','num_workers','cache') # arguments of `patch_dls` that are recorded in another way, or change nothing
+
+def _finish(out, config, learn, held):
+    "Save the segmenter, predict and score the held-out fields"
+    start,history,s = time.time(),Run(out).history,learn.dls.store
+    config['training_seconds'] = round(history.seconds.sum(), 1)
+    seg = Segmenter(learn.model, learn.arch, s.inputs, s.classes, s.low, s.high, image_info(s.fields[s.inputs[0]].iloc[0]).pixel_size, dict(init=config['init']))
+    seg.save(out/'segmenter')
+    held = predict_fields(held, seg, out/'predictions')
+    for against in {'label','truth'} & set(held):
+        with atomic_path(out/_scores_file(against)) as p: score_fields(held, s.classes, against).to_csv(p, index=False)
+    _write_config(out, config | dict(total_seconds=round(config['training_seconds']+time.time()-start, 1)))
+    if Run(out).finished: # else interrupted, and the next call goes on
+        for p in ('best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
+    return Run(out)
+
 @delegates(patch_dls, but=['device'])
 def train(
     fields:pd.DataFrame, # Fields table with paths of the inputs and `label`; `fold` optional
-    out, # Run folder to make
+    out, # Run folder to make, or to go on with
     arch:str='unet', # One of `list_models()`
     recipe:str='fast', # 'fast' (`fit_fast`) or 'paper' (`fit_paper`, with the paper's augmentation and Keras' constants)
     epochs:int=20, # Passes over the training patches; the paper's are 300
@@ -113,7 +152,6 @@ def train(
 ) -> Run:
     "Train on all folds but one, predict and score the fields of that one"
     out,inputs,classes = Path(out),tuple(kwargs.get('inputs', ('brightfield',))),tuple(kwargs.get('classes', CLASSES))
-    if (out/'config.json').exists() and not overwrite: raise CellsegError(f'{out} holds a run already: choose another folder, or overwrite it')
     fields = complete_fields(fields, [*inputs,'label'])
     for c in image_columns(fields): fields[c] = fields[c].map(lambda p: os.path.abspath(p) if p else None) # a run can be read from anywhere
     if 'fold' not in fields: fields = kfold_fields(fields, k, group, kwargs.get('seed', 0))
@@ -123,17 +161,13 @@ def train(
     learn = seg_learner(dls, arch, out, precision, seed, init=init)
     held = fields[fields.fold==kwargs.get('valid_fold', 0)]
     config = dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, group=group, precision=learn.precision, size=dls.size, bs=dls.bs,
-        n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, seed=0, valid_fold=0) | {k:v for k,v in kwargs.items() if k!='batch_tfms'} | _environment()
-    _clear(out) # only now that the new one can start
-    _write_config(out, config); save_fields(fields, out/'fields.csv')
-    start = time.time()
-    fit(learn, cbs=cbs)
-    config['training_seconds'] = round(time.time()-start, 1)
-    store = dls.store
-    seg = Segmenter(learn.model, arch, inputs, classes, store.low, store.high, image_info(fields[inputs[0]].iloc[0]).pixel_size, dict(init=init))
-    seg.save(out/'segmenter'); (out/'best.safetensors').unlink(missing_ok=True)
-    held = predict_fields(held, seg, out/'predictions')
-    for against in {'label','truth'} & set(fields):
-        with atomic_path(out/_scores_file(against)) as p: score_fields(held, classes, against).to_csv(p, index=False)
-    _write_config(out, config | dict(total_seconds=round(time.time()-start, 1)))
-    return Run(out)
+        n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, seed=0, valid_fold=0, augment=_augmentation(dls.augment),
+        data=_data_hash(dls.store)) | {k:v for k,v in kwargs.items() if k not in _not_recorded} | _environment()
+    if (out/'config.json').exists() and not overwrite:
+        _same_run(out, config)
+        if Run(out).finished: return Run(out)
+    else:
+        _clear(out) # only now that the new one can start
+        save_fields(fields, out/'fields.csv'); _write_config(out, config)
+    fit(learn, cbs=cbs, resume=True)
+    return _finish(out, config, learn, held)

@@ -37,6 +37,6 @@ def test_same_seed_same_history(tmp_path):
     def history(seed, name):
         learn = seg_learner(patch_dls(fields, size=64, bs=4, n_train=16, seed=seed), path=tmp_path/name, precision='float32', seed=seed)
         learn.fit_fast(2)
-        return pd.read_csv(tmp_path/name/'history.csv').drop(columns='time')
+        return pd.read_csv(tmp_path/name/'history.csv').drop(columns='seconds')
     a,b,c = history(0, 'a'),history(0, 'b'),history(1, 'c')
     assert a.equals(b) and not a.equals(c)

@@ -1,0 +1,87 @@
+"""A training killed at random moments ends as if it had never been disturbed; a full disc loses nothing
+
+Run as a program, this file forks trainings and kills them: what was imported need not be imported again for each."""
+import errno, os, random, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pandas as pd, pytest, torch
+from safetensors.torch import load_file
+from cellseg.core import CellsegError
+from cellseg.data import patch_dls
+from cellseg.fields import load_fields, save_fields
+from cellseg.learner import seg_learner
+from cellseg.run import Run, train
+from cellseg.simulate import simulate_fields
+
+EPOCHS = 8
+
+def one_training(folder, out, slow_write=False):
+    "A short training that uses every random generator: drawing, bending, dropout"
+    torch.set_num_threads(1)
+    if slow_write: os.fsync = lambda f: time.sleep(1) # a checkpoint is written, but has not got its name yet
+    if not (file := folder/'data'/'fields.csv').exists(): save_fields(simulate_fields(folder/'data', 3, shape=(96,128), confluence=.6).assign(fold=[0,1,2]), file)
+    return train(load_fields(file), folder/out, 'tiramisu', 'paper', EPOCHS, size=32, bs=2, n_train=4, n_valid=2, precision='float32')
+
+def kill_and_continue(folder, kills):
+    "Train in forked processes, kill so many of them, and let the last one end; print what happened"
+    rng = random.Random()
+    while True:
+        pid = os.fork()
+        if not pid:
+            one_training(folder, 'killed', slow_write=kills%2==1); os._exit(0)
+        if kills:
+            time.sleep(rng.uniform(1, 4)); os.kill(pid, signal.SIGKILL); kills -= 1
+            status = os.waitpid(pid, 0)[1]
+        else:
+            status = os.waitpid(pid, 0)[1]; assert status==0, 'the last training failed'
+        if status==0: break
+        left = [p.name for p in (folder/'killed').glob('.*')]
+        h = folder/'killed'/'history.csv'
+        print('killed after', len(pd.read_csv(h)) if h.exists() else 0, 'epochs, left half-written:', left, flush=True)
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')
+    threads = torch.get_num_threads()
+    run = one_training(folder, 'undisturbed')
+    torch.set_num_threads(threads)
+    return folder,run
+
+def test_killed_runs_end_as_if_undisturbed(undisturbed):
+    folder,run = undisturbed
+    r = subprocess.run([sys.executable, '-W', 'ignore', __file__, str(folder), '6'], capture_output=True, text=True, timeout=600, env=os.environ | {'OMP_NUM_THREADS':'1'})
+    assert r.returncode==0, r.stderr[-2000:]
+    print(r.stdout)
+    assert 'killed after' in r.stdout
+    again = Run(folder/'killed')
+    assert again.finished and again.history.drop(columns='seconds').equals(run.history.drop(columns='seconds'))
+    a,b = (load_file(next((r.folder/'segmenter').glob('*.safetensors'))) for r in (run,again))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert again.scores().equals(run.scores())
+    assert not list(again.folder.glob('*.pt')) and not list(again.folder.glob('.*')) # nothing half-written stays
+
+def test_full_disc_stops_with_the_last_epoch_kept(undisturbed, tmp_path, monkeypatch):
+    "The disc fills up while the third checkpoint is written"
+    fields,sync,n = Run(undisturbed[0]/'undisturbed').fields,os.fsync,[0]
+    def full(f):
+        n[0] += 1
+        if n[0]==3: raise OSError(errno.ENOSPC, 'No space left on device')
+        sync(f)
+    monkeypatch.setattr(os, 'fsync', full)
+    settings = dict(epochs=4, size=32, bs=2, n_train=4, n_valid=2, precision='float32')
+    with pytest.raises(CellsegError, match='disc is full'): train(fields, tmp_path/'full', **settings)
+    assert len(Run(tmp_path/'full').history)==2 and not Run(tmp_path/'full').finished
+    whole,onward = train(fields, tmp_path/'whole', **settings),train(fields, tmp_path/'full', **settings)
+    assert onward.finished and onward.history.drop(columns='seconds').equals(whole.history.drop(columns='seconds'))
+
+def test_loss_that_is_no_number(undisturbed, tmp_path):
+    "A learning rate far too large: the run stops, says where the last good state is, and that state is good"
+    fields = Run(undisturbed[0]/'undisturbed').fields
+    learn = seg_learner(patch_dls(fields, size=32, bs=2, n_train=4), path=tmp_path)
+    learn.fit_fast(1)
+    with torch.no_grad(): learn.model.head.weight.fill_(np.inf)
+    with pytest.raises(CellsegError, match='the loss became nan in epoch 0, batch 0') as e: learn.fit_fast(1)
+    assert 'Exception occured' not in str(e.value)
+    assert all(v.isfinite().all() for v in load_file(tmp_path/'best.safetensors').values())
+    assert all(v.isfinite().all() for v in torch.load(tmp_path/'checkpoint.pt')['model'].values())
+
+if __name__=='__main__': kill_and_continue(Path(sys.argv[1]), int(sys.argv[2]))
