@@ -17,7 +17,7 @@ def _row_counts(
     "Count the pixels of every class in every row"
     return np.concatenate([np.stack([np.count_nonzero(l==c, axis=1) for c in range(n_classes)]) for l in labels], axis=1)
 
-# %% ../nbs/06_sampling.ipynb #d7b4bded
+# %% ../nbs/06_sampling.ipynb #0cd0a458
 PATCH = np.dtype([('field','i4'),('row','i4'),('col','i4'),('cls','u1')]) # `row,col` is the top-left corner
 
 def _check_labels(labels, size, n_classes):
@@ -62,19 +62,17 @@ class PatchSampler:
         n:int, # Number of patches
     ) -> np.ndarray: # (n,) structured array `PATCH`: field, row, col (top-left corner, pixels), cls (class of the centre)
         "Draw `n` patches"
-        cls = np.searchsorted(self.weights.cumsum(), self.rng.random(n), 'right').clip(max=len(self.weights)-1)
+        cls = self.weights.cumsum().searchsorted(self.rng.random(n), 'right').clip(max=len(self.weights)-1)
         k = self.rng.integers(self.total[cls])
-        out = np.empty(n, PATCH); out['cls'] = cls
-        for o,c,ki in zip(out, cls, k): o['field'],o['row'],o['col'] = self._cut(*self._pixel(c, ki))
-        return out
+        return np.array([(*self._cut(*self._pixel(c, ki)),c) for c,ki in zip(cls.tolist(), k.tolist())], PATCH)
 
     def _pixel(self, c, k):
         "Field, row and column of the `k`-th pixel of class `c`"
-        g = np.searchsorted(self.cum[c], k, 'right')
-        f = np.searchsorted(self.starts, g, 'right')-1
-        r = g-self.starts[f]
-        k -= self.cum[c,g-1] if g else 0
-        return f,r,np.flatnonzero(self.labels[f][r]==c)[k]
+        g = int(self.cum[c].searchsorted(k, 'right'))
+        f = int(self.starts.searchsorted(g, 'right'))-1
+        r = g-int(self.starts[f])
+        if g: k -= int(self.cum[c,g-1])
+        return f,r,int((self.labels[f][r]==c).nonzero()[0][k])
 
     def _cut(self, f, r, c):
         "Top-left corner of the patch around `r,c`, moved inside the field"

@@ -103,3 +103,17 @@ def test_field_without_a_channel_is_named_and_left_out(cellseg, tmp_path, fields
     four = pd.concat([fields, fields.iloc[:1].assign(field='lacking', brightfield=None)], ignore_index=True)
     code,out,err = train(cellseg, tmp_path, four)
     assert code==0 and 'left out 1 of 4 fields' in err and 'lacking' in err
+
+@pytest.mark.parametrize('arch,kwargs,message', [
+    ('deeplabv3plus', {}, r"network 'unet' \(here: 'deeplabv3plus'\)"),
+    ('unet', dict(classes=('background','cytoplasm','nucleus','debris')), r"classes \['background', 'cytoplasm', 'nucleus'\] \(here: \['background', 'cytoplasm', 'nucleus', 'debris'\]\)"),
+    ('unet', dict(inputs=('brightfield','nuclei')), r"inputs \['brightfield'\] \(here: \['brightfield', 'nuclei'\]\)")])
+def test_checkpoint_of_another_training_says_both(tmp_path, fields, arch, kwargs, message):
+    "Another network, number of classes or list of channels: refused before anything is trained, and the checkpoint stays"
+    from cellseg.data import patch_dls
+    from cellseg.learner import seg_learner
+    def learner(arch, **kwargs): return seg_learner(patch_dls(fields.assign(fold=[0,1,2]), size=32, bs=2, n_train=2, n_valid=1, **kwargs), arch, tmp_path/'run')
+    learner('unet').fit_paper(1)
+    before = (tmp_path/'run'/'checkpoint.pt').read_bytes()
+    with pytest.raises(CellsegError, match=message): learner(arch, **kwargs).fit_paper(1, resume=True)
+    assert (tmp_path/'run'/'checkpoint.pt').read_bytes()==before
