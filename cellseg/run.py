@@ -101,15 +101,14 @@ def _recipe(name, epochs, lr, size, seed):
     aug = paper_augment(size, round(122*size/224), 15*size/224, seed=seed)
     return name,partial(Learner.fit_paper, n_epoch=epochs, every=max(1, round(epochs/6)), **lr),aug,'keras'
 
-# %% ../nbs/35_run.ipynb #feb0e343
+# %% ../nbs/35_run.ipynb #cb9bb9ac
 _not_settings = ('versions','machine','training_seconds','total_seconds') # of what is in config.json
 
 def _same_run(out, config):
     "Check that the run in `out` was begun with these settings"
-    then,now = ({k:v for k,v in c.items() if k not in _not_settings} for c in (dict(probs=False)|Run(out).config,json.loads(json.dumps(config)))) # older runs know no `probs`
+    then,now = ({k:v for k,v in c.items() if k not in _not_settings} for c in (Run(out).config,json.loads(json.dumps(config))))
     other = [k for k in {**then,**now} if then.get(k)!=now.get(k)]
-    told = [f'its {k} is {then.get(k)!r}, here {now.get(k)!r}' for k in other if k not in ('data','labels')] + ['its images, labels or folds are others']*('data' in other)
-    if other: raise CellsegError(f"{out} holds another run: {', '.join(told)}. Choose another folder, or overwrite it")
+    if other: raise CellsegError(f"{out} holds another run: " + ', '.join(f'its {k} is {then.get(k)!r}, here {now.get(k)!r}' if k!='data' else 'its images, labels or folds are others' for k in other) + '. Choose another folder, or overwrite it')
 
 def _data_hash(store):
     "One hash of all fields, their pixels and their folds"
@@ -128,7 +127,7 @@ def _finish(out, config, learn, held):
     config['training_seconds'] = round(history.seconds.sum(), 1)
     seg = Segmenter(learn.model, learn.arch, s.inputs, s.classes, s.low, s.high, image_info(s.fields[s.inputs[0]].iloc[0]).pixel_size, dict(init=config['init']))
     seg.save(out/'segmenter')
-    held = predict_fields(held, seg, out/'predictions', probs=config['probs'])
+    held = predict_fields(held, seg, out/'predictions')
     for against in {'label','truth'} & set(held):
         with atomic_path(out/_scores_file(against)) as p: score_fields(held, s.classes, against).to_csv(p, index=False)
     _write_config(out, config | dict(total_seconds=round(config['training_seconds']+time.time()-start, 1)))
@@ -149,21 +148,20 @@ def train(
     precision:str='auto', # 'bf16', 'float32', or 'auto'
     overwrite:bool=False, # Replace a run that is already there?
     cbs=(), # More fastai callbacks
-    probs:bool=False, # Keep the class probabilities of the held-out fields, predictions/<field>_probs.tif?
     **kwargs, # For `patch_dls`
 ) -> Run:
     "Train on all folds but one, predict and score the fields of that one"
     out,inputs,classes = Path(out),tuple(kwargs.get('inputs', ('brightfield',))),tuple(kwargs.get('classes', CLASSES))
     fields = complete_fields(fields, [*inputs,'label'])
     for c in image_columns(fields): fields[c] = fields[c].map(lambda p: os.path.abspath(p) if p else None) # a run can be read from anywhere
-    if 'fold' not in fields: fields = kfold_fields(fields, k, group, seed=kwargs.get('seed', 0))
+    if 'fold' not in fields: fields = kfold_fields(fields, k, group, kwargs.get('seed', 0))
     seed = kwargs.get('seed', 0)
     recipe,fit,tfms,init = _recipe(recipe, epochs, lr, kwargs.get('size', 224), seed)
     dls = patch_dls(fields, **{'batch_tfms':tfms} | kwargs)
     learn = seg_learner(dls, arch, out, precision, seed, init=init)
     held = fields[fields.fold==kwargs.get('valid_fold', 0)]
     config = dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, group=group, precision=learn.precision, size=dls.size, bs=dls.bs,
-        n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, seed=0, valid_fold=0, probs=probs, augment=_augmentation(dls.augment),
+        n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, seed=0, valid_fold=0, augment=_augmentation(dls.augment),
         data=_data_hash(dls.store)) | {k:v for k,v in kwargs.items() if k not in _not_recorded} | _environment()
     if (out/'config.json').exists() and not overwrite:
         _same_run(out, config)
