@@ -125,14 +125,14 @@ def report(args):
     from cellseg.report import make_report
     print(make_report(args.run))
 
-# %% ../nbs/50_cli.ipynb #cfd524f9
+# %% ../nbs/50_cli.ipynb #11a291f5
 def demo(args):
     "Simulate fields, label, train, score and report: the whole way in a few minutes"
     print('cellseg demo: 10 simulated fields, 8 to train on and 2 held out')
     from cellseg.simulate import simulate_fields
     from cellseg.labels import label_fields
     out = Path(args.out)
-    if (out/'config.json').exists() and not args.overwrite: raise CellsegError(f'{out} holds a demo already: add --overwrite, or choose another folder with --out')
+    if (out/'report.html').exists() and not args.overwrite: raise CellsegError(f'{out} holds a demo already: add --overwrite, or choose another folder with --out')
     table = simulate_fields(out/'data', 10, (512,640), args.seed, confluence=.7)
     table = label_fields(table.assign(truth=table.label).drop(columns='label'), out/'labels').drop(columns='problem')
     print('loading fastai and torch')
@@ -141,7 +141,7 @@ def demo(args):
     run = train(table, out, epochs=args.epochs, size=128, bs=12, n_train=192, n_valid=24, seed=args.seed, overwrite=args.overwrite)
     _print_run(run, make_report(run))
 
-# %% ../nbs/50_cli.ipynb #566bf7ae
+# %% ../nbs/50_cli.ipynb #5e4d8695
 def _command(sub, f, example):
     "A sub-command that calls `f`, described by its docstring"
     p = sub.add_parser(f.__name__, help=f.__doc__, description=f.__doc__, epilog='example:\n  '+example, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,7 +153,7 @@ def _parser():
         epilog='start with:\n  cellseg demo\nand see `cellseg COMMAND --help` for each command', formatter_class=argparse.RawDescriptionHelpFormatter)
     sub = p.add_subparsers(required=True, metavar='COMMAND')
     o = _command(sub, demo, 'cellseg demo --out cellseg-demo')
-    o.add_argument('--out', default='cellseg-demo', help='run folder (%(default)s)'); o.add_argument('--epochs', type=int, default=10, help='passes over the patches (%(default)s)')
+    o.add_argument('--out', default='cellseg-demo', help='run folder (%(default)s)'); o.add_argument('--epochs', type=int, default=7, help='passes over the patches (%(default)s)')
     o.add_argument('--seed', type=int, default=0, help='of everything random (%(default)s)'); o.add_argument('--overwrite', action='store_true', help='replace an earlier demo')
     o = _command(sub, fields, "cellseg fields images --pattern '{well}_{site}_{channel}.tif' --channels brightfield=BF nuclei=DAPI")
     _add_source(o); o.add_argument('--out', help='CSV file to write the table to')

@@ -56,7 +56,7 @@ def save_weights(
     weights = save({k:v.detach().cpu().contiguous() for k,v in model.state_dict().items()})
     with atomic_path(path) as p: p.write_bytes(weights) # safetensors' own `save_file` reports a full disc as no OSError
 
-# %% ../nbs/21_learner.ipynb #c85ffddb
+# %% ../nbs/21_learner.ipynb #0cef3e6b
 def _random_states(dls):
     "States of all random generators that training depends on"
     kind,key,*rest = np.random.get_state()
@@ -74,6 +74,7 @@ def _optimiser_state(opt):
     s = opt.state_dict()
     return s | dict(param_groups=[{k:_plain(v) for k,v in g.items()} for g in s['param_groups']])
 
+# %% ../nbs/21_learner.ipynb #2b2a48de
 def _write_checkpoint(state, path):
     "Write to disc, not only to the operating system's memory, before the name changes"
     data = io.BytesIO()
@@ -82,13 +83,15 @@ def _write_checkpoint(state, path):
 
 def _read_checkpoint(path, about):
     "Read a checkpoint, and refuse that of another training"
-    try: state = torch.load(path, map_location='cpu', weights_only=True) # runs no code from the file
-    except (RuntimeError,EOFError,pickle.UnpicklingError) as e: raise CellsegError(f'{path} is damaged or no checkpoint: remove it to start anew') from e
-    other = [f'{k} {state["about"].get(k)!r} (here: {v!r})' for k,v in about.items() if state['about'].get(k)!=v]
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        then = state['about']
+    except (RuntimeError,EOFError,KeyError,TypeError,IndexError,pickle.UnpicklingError) as e: raise CellsegError(f'{path} is damaged or no checkpoint: remove it to start anew') from e
+    other = [f'{k} {then.get(k)!r} (here: {v!r})' for k,v in about.items() if then.get(k)!=v]
     if other: raise CellsegError(f"{path} is of another training, with {', '.join(other)}: choose another folder, or remove it to start anew")
     return state
 
-# %% ../nbs/21_learner.ipynb #98459375
+# %% ../nbs/21_learner.ipynb #a4a02606
 class Checkpoint(TrackerCallback):
     "After every epoch write all that is needed to go on, the history, and the weights if they are the best; load the best at the end"
     order = TrackerCallback.order+1
@@ -106,43 +109,50 @@ class Checkpoint(TrackerCallback):
         self.found = _read_checkpoint(self.file, about) if resume and self.file.exists() else None
         self.start = self.found['epoch']+1 if self.found else 0
 
-    def before_fit(self):
-        super().before_fit()
-        if self.found: self._restore(self.found); self.found = None
-    def _restore(self, s):
-        self.model.load_state_dict(s['model']); self.opt.load_state_dict(s['opt'])
-        for k in ('values','iters'): setattr(self.recorder, k, list(s[k]))
-        for k in ('losses','lrs'): setattr(self.recorder, k, list(s[k].unbind()))
-        self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = s['iters'][-1],s['smooth_loss']
-        self.best,self.best_epoch,self.seconds,self.learn.train_iter = s['best'],s['best_epoch'],s['seconds'],s['train_iter']
-        if self.best_epoch==s['epoch']: save_weights(self.model, self.weights)
-        _set_random_states(self.dls, s['random'])
-
     def before_epoch(self): self._began = time.time()
-    def after_batch(self):
-        if not self.training or torch.isfinite(self.recorder.smooth_loss.val): return
-        where = f'the last complete epoch is kept in {self.file}' if self.recorder.values else 'no epoch was complete'
-        raise CellsegError(f'the loss became {self.recorder.smooth_loss.val.item()} in epoch {self.epoch}, batch {self.iter}; {where}. Try a smaller learning rate (lr), or precision="float32"')
-
     def after_epoch(self):
         super().after_epoch()
         self.seconds.append(round(time.time()-self._began, 2))
         if self.new_best: self.best_epoch = self.epoch
         _write_checkpoint(self._state(), self.file)
-        if self.new_best: save_weights(self.model, self.weights)
-        self._write_history()
-    def _state(self):
-        r = self.recorder
-        return dict(about=self.about, epoch=self.epoch, model=self.model.state_dict(), opt=_optimiser_state(self.opt), random=_random_states(self.dls),
-            values=[[float(v) for v in row] for row in r.values], iters=list(r.iters), losses=torch.stack(r.losses).as_subclass(torch.Tensor), lrs=torch.tensor(r.lrs, dtype=torch.float64),
-            smooth_loss=r.smooth_loss.val.as_subclass(torch.Tensor), best=float(self.best), best_epoch=self.best_epoch, seconds=self.seconds, train_iter=self.train_iter)
-    def _write_history(self):
+        self._write_rest(self.epoch)
+    def _write_rest(self, epoch):
+        "Best weights and history, `epoch` being the last"
+        if self.best_epoch==epoch: save_weights(self.model, self.weights)
         h = pd.DataFrame(list(map(list, self.recorder.values)), columns=self.recorder.metric_names[1:-1])
         h.insert(0, 'epoch', range(len(h)))
         with atomic_path(self.folder/'history.csv') as p: h.assign(seconds=self.seconds).to_csv(p, index=False)
     def after_fit(self):
         super().after_fit()
         if self.best_epoch is not None: self.model.load_state_dict(load_file(self.weights))
+
+# %% ../nbs/21_learner.ipynb #9e5bbefa
+@patch
+def _state(self:Checkpoint):
+    "All that is needed to go on"
+    r = self.recorder
+    return dict(about=self.about, epoch=self.epoch, model=self.model.state_dict(), opt=_optimiser_state(self.opt), random=_random_states(self.dls),
+        values=[[float(v) for v in row] for row in r.values], iters=list(r.iters), losses=torch.stack(r.losses).as_subclass(torch.Tensor), lrs=torch.tensor(r.lrs, dtype=torch.float64),
+        smooth_loss=r.smooth_loss.val.as_subclass(torch.Tensor), best=float(self.best), best_epoch=self.best_epoch, seconds=self.seconds, train_iter=self.train_iter)
+
+@patch
+def before_fit(self:Checkpoint):
+    super(Checkpoint, self).before_fit()
+    if not self.found: return
+    s,r,self.found = self.found,self.recorder,None
+    self.model.load_state_dict(s['model']); self.opt.load_state_dict(s['opt'])
+    r.values,r.iters,r.losses,r.lrs = list(s['values']),list(s['iters']),list(s['losses'].unbind()),s['lrs'].tolist()
+    r.smooth_loss.count,r.smooth_loss.val = s['iters'][-1],s['smooth_loss']
+    self.best,self.best_epoch,self.seconds,self.learn.train_iter = s['best'],s['best_epoch'],s['seconds'],s['train_iter']
+    self._write_rest(s['epoch'])
+    _set_random_states(self.dls, s['random'])
+
+# %% ../nbs/21_learner.ipynb #54322a02
+@patch
+def after_batch(self:Checkpoint):
+    if not self.training or torch.isfinite(self.recorder.smooth_loss.val): return
+    where = f'the last complete epoch is kept in {self.file}' if self.recorder.values else 'no epoch was complete'
+    raise CellsegError(f'the loss became {self.recorder.smooth_loss.val.item()} in epoch {self.epoch}, batch {self.iter}; {where}. Try a smaller learning rate (lr), or precision="float32"')
 
 # %% ../nbs/21_learner.ipynb #1956dca2
 class StopGently(Callback):
@@ -183,14 +193,14 @@ def seg_learner(
     learn.arch,learn.precision,learn.seed = arch,precision,seed
     return learn
 
-# %% ../nbs/21_learner.ipynb #f7db4660
+# %% ../nbs/21_learner.ipynb #96144069
 def _print_epoch(learn):
     "Logger that prints one readable line an epoch"
     def log(values): print('  '.join(f'{n} {v:.3f}' if isinstance(v, float) else f'{n} {v}' for n,v in zip(learn.recorder.metric_names, values)), flush=True)
     return log
 
 def _epochs(learn, start):
-    "fastai's loop over epochs, from any epoch on"
+    "fastai's loop over epochs, from any epoch on (its own `start_epoch` would add empty rows to the history)"
     if start and (bar := getattr(getattr(learn, 'progress', None), 'mbar', None)): bar.update(0) # it must see the first epoch
     for learn.epoch in range(start, learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['score_fields', 'summarise', 'Run', 'train']
 
-# %% ../nbs/35_run.ipynb #15f58738
-import hashlib,json,os,platform,shutil,time
+# %% ../nbs/35_run.ipynb #64d6a88b
+import hashlib,inspect,json,os,platform,shutil,time
 from importlib.metadata import version
 from pathlib import Path
 import pandas as pd, torch
@@ -101,8 +101,9 @@ def _recipe(name, epochs, lr, size, seed):
     aug = paper_augment(size, round(122*size/224), 15*size/224, seed=seed)
     return name,partial(Learner.fit_paper, n_epoch=epochs, every=max(1, round(epochs/6)), **lr),aug,'keras'
 
-# %% ../nbs/35_run.ipynb #cb9bb9ac
+# %% ../nbs/35_run.ipynb #0029b82e
 _not_settings = ('versions','machine','training_seconds','total_seconds') # of what is in config.json
+_not_recorded = ('fields','batch_tfms','num_workers','device','cache') # arguments of `patch_dls` that are recorded in another way, or change nothing
 
 def _same_run(out, config):
     "Check that the run in `out` was begun with these settings"
@@ -119,8 +120,7 @@ def _augmentation(tfms):
     "Names and numbers of batch transforms"
     return [dict(name=type(t).__name__) | {k:v for k,v in vars(t).items() if type(v) in (int,float)} for t in tfms]
 
-_not_recorded = ('batch_tfms','num_workers','cache') # arguments of `patch_dls` that are recorded in another way, or change nothing
-
+# %% ../nbs/35_run.ipynb #75725961
 def _finish(out, config, learn, held):
     "Save the segmenter, predict and score the held-out fields"
     start,history,s = time.time(),Run(out).history,learn.dls.store
@@ -135,6 +135,7 @@ def _finish(out, config, learn, held):
         for p in ('best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
     return Run(out)
 
+# %% ../nbs/35_run.ipynb #a50b73f7
 @delegates(patch_dls, but=['device'])
 def train(
     fields:pd.DataFrame, # Fields table with paths of the inputs and `label`; `fold` optional
@@ -151,23 +152,22 @@ def train(
     **kwargs, # For `patch_dls`
 ) -> Run:
     "Train on all folds but one, predict and score the fields of that one"
-    out,inputs,classes = Path(out),tuple(kwargs.get('inputs', ('brightfield',))),tuple(kwargs.get('classes', CLASSES))
+    out,given = Path(out),{n:p.default for n,p in inspect.signature(patch_dls).parameters.items() if n not in _not_recorded} | kwargs
+    inputs,classes,size,seed = tuple(given['inputs']),tuple(given['classes']),given['size'],given['seed']
     fields = complete_fields(fields, [*inputs,'label'])
     for c in image_columns(fields): fields[c] = fields[c].map(lambda p: os.path.abspath(p) if p else None) # a run can be read from anywhere
-    if 'fold' not in fields: fields = kfold_fields(fields, k, group, kwargs.get('seed', 0))
-    seed = kwargs.get('seed', 0)
-    recipe,fit,tfms,init = _recipe(recipe, epochs, lr, kwargs.get('size', 224), seed)
+    if 'fold' not in fields: fields = kfold_fields(fields, k, group, seed)
+    recipe,fit,tfms,init = _recipe(recipe, epochs, lr, size, seed)
     dls = patch_dls(fields, **{'batch_tfms':tfms} | kwargs)
     learn = seg_learner(dls, arch, out, precision, seed, init=init)
-    held = fields[fields.fold==kwargs.get('valid_fold', 0)]
-    config = dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, group=group, precision=learn.precision, size=dls.size, bs=dls.bs,
-        n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, seed=0, valid_fold=0, augment=_augmentation(dls.augment),
-        data=_data_hash(dls.store)) | {k:v for k,v in kwargs.items() if k not in _not_recorded} | _environment()
-    if (out/'config.json').exists() and not overwrite:
+    held = fields[fields.fold==given['valid_fold']]
+    config = {n:v for n,v in given.items() if n not in _not_recorded} | dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, group=group,
+        precision=learn.precision, n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, augment=_augmentation(dls.augment), data=_data_hash(dls.store)) | _environment()
+    go_on = (out/'config.json').exists() and not overwrite
+    if go_on:
         _same_run(out, config)
         if Run(out).finished: return Run(out)
-    else:
-        _clear(out) # only now that the new one can start
-        save_fields(fields, out/'fields.csv'); _write_config(out, config)
-    fit(learn, cbs=cbs, resume=True)
+    else: _clear(out) # only now that the new one can start
+    save_fields(fields, out/'fields.csv'); _write_config(out, config)
+    fit(learn, cbs=cbs, resume=go_on)
     return _finish(out, config, learn, held)

@@ -1,5 +1,5 @@
 "What the benchmarks share: timing in turns, the machine's name, and the rows of their table"
-import os,platform,time
+import os,time
 from statistics import median
 
 def in_turns(fs, turns, calls=1, warm=3):
@@ -24,11 +24,8 @@ def show(rows):
 
 def machine():
     "Processor or GPU, threads, torch version"
-    import torch
-    if torch.cuda.is_available(): name = torch.cuda.get_device_name(0)
-    else:
-        try: name = next(l.split(':',1)[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-        except (OSError,StopIteration): name = platform.processor() or platform.machine()
-    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+    from cellseg.run import _environment
+    e = _environment()
+    return f"{e['machine']}, torch {e['versions']['torch']}"
 
 def load(): return f'load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores'

@@ -9,7 +9,7 @@ As many parameters can mean very different arithmetic: a U-Net that starts at fu
 """
 import argparse, csv, json, subprocess, sys, time
 from statistics import median
-from common import load,machine,row,show
+from common import load,machine,row
 
 def _smp(kind, encoder, **kwargs):
     import segmentation_models_pytorch

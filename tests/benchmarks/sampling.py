@@ -3,7 +3,7 @@
 Needs pip install monai. All cut views of arrays that are in memory, from fields drawn at random. MONAI gets what it is fastest with: arrays of numpy, images in float32, no metadata. A call of it takes one field, so twelve
 patches of a call come from one field: another, easier task. It knows a fast form, too: pixels of each class listed beforehand (8 bytes a pixel of the field, here about 22 MB for each).
 """
-import argparse, tempfile, time
+import argparse, tempfile
 import numpy as np
 from cellseg.data import FieldStore
 from cellseg.sampling import PatchSampler

@@ -6,7 +6,7 @@ With `--minutes` it stops after the epoch in which the time is over; the same co
 `--small` does the whole in about ten minutes on two cores: 10 small fields, patches of 64 px, few epochs.
 Writes table1.csv and table1.md into `--out` whenever a network is done.
 """
-import argparse, platform, sys, time, warnings
+import argparse, sys, time
 from pathlib import Path
 import pandas as pd
 from fastai.callback.core import Callback
@@ -18,7 +18,7 @@ from cellseg.simulate import simulate_fields
 
 PAPER = dict(unet=('U-Net',1_942_023,.9102), tiramisu=('Tiramisu',9_419_011,.927), deeplabv3plus=('DeepLabv3+',41_253_023,.9395))
 FULL = dict(n=170, shape=(1440,1920), folds=10, epochs=300, size=224, bs=12)
-SMALL = dict(n=10, shape=(360,480), folds=5, epochs=10, size=64, bs=2, n_train=100, n_valid=20) # as many steps as Keras' slow running means of batch normalisation (momentum .99) need
+SMALL = dict(n=10, shape=(360,480), folds=5, epochs=10, size=64, bs=2, n_train=100, n_valid=20) # 500 steps; fewer are too few for Keras' slow running means of batch normalisation (momentum .99)
 
 TOO_SHORT = ' So few steps on so small patches show that everything runs to its end, not what these networks can do.'
 
@@ -76,12 +76,12 @@ def main():
     args = p.parse_args()
     s = (SMALL if args.small else FULL) | {k:v for k,v in dict(epochs=args.epochs, bs=args.batch).items() if v}
     n,shape,folds,rows,part = s.pop('n'),s.pop('shape'),s.pop('folds'),[],Slice(time.time()+60*args.minutes)
-    command = 'python tests/benchmarks/table1.py' + ' --small'*args.small + f' --epochs {args.epochs}'*bool(args.epochs) + f' --batch {args.batch}'*bool(args.batch)
+    command = ' '.join(['python tests/benchmarks/table1.py'] + ['--small']*args.small + [f'--{k} {v}' for k,v in dict(fields=args.fields, epochs=args.epochs, batch=args.batch).items() if v])
     try:
         fields = load_fields(args.fields) if args.fields else simulated(args.out/'data', n, shape, part)
         if 'fold' not in fields: fields = kfold_fields(fields, folds)
         for arch in args.networks:
-            print(PAPER[arch][0], flush=True)
+            print(arch, flush=True)
             rows.append(row_of(train(fields, args.out/arch, arch, 'paper', cbs=[part], **s)))
             table = write_table(rows, args.out, command); print(table, flush=True)
     except OutOfTime:
