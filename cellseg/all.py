@@ -18,7 +18,10 @@ from .models.deeplab import *
 from .models.pretrained import *
 from .metrics import *
 from .learner import *
+from .distributed import *
 from .predict import *
+from .workers import *
 from .run import *
+from .crossval import *
 from .plot import *
 from .report import *

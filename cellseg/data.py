@@ -7,8 +7,8 @@ __all__ = ['CUT', 'field_range', 'normalise', 'read_label', 'read_inputs', 'comp
            'TensorLabel', 'LabelToLong', 'FieldBlock', 'LabelBlock', 'patch_block', 'PatchDL', 'set_augment',
            'generators', 'split_idxs', 'patch_dls', 'show_batch', 'show_results']
 
-# %% ../nbs/08_data.ipynb #17202523
-import copy,tempfile,warnings
+# %% ../nbs/08_data.ipynb #cd871e61
+import copy,os,tempfile,warnings
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 from fastai.data.all import DataBlock,TransformBlock,TfmdDL,DataLoaders,Transform,L
 from fastai.torch_basics import dispatch
-from fastai.torch_core import TensorImageBase,TensorMask
+from fastai.torch_core import TensorImageBase,TensorMask,rank_distrib
 from .core import CLASSES,IGNORE,CellsegError,FieldsError,ImageError,atomic_path,label_rgb
 from .io import read_grey,pixel_hash
 from .fields import same_size
@@ -205,13 +205,16 @@ class _Draw:
         p['field'] = self.idxs[p['field']]
         return _with_margin(p, self.margin)
 
-# %% ../nbs/08_data.ipynb #1509b798
+# %% ../nbs/08_data.ipynb #17d7e6bb
 def set_augment(
     dls:DataLoaders, # From `patch_dls`
     tfms=(), # Batch transform or several; each keeps its own seed, and starts from it
 ) -> DataLoaders: # The same
     "Change training batches by these transforms, and no others, from the next epoch on"
     tfms = [copy.deepcopy(t) for t in (tfms if isinstance(tfms, (list,tuple)) else [tfms])]
+    if rank := rank_distrib(): # one of several processes: other turns and bends than the others
+        for t in tfms:
+            if hasattr(t, 'rng'): t.rng = np.random.Generator(t.rng.bit_generator.jumped(rank))
     wide = [t for t in tfms if getattr(t, 'margin', 0)]
     if len(wide)>1: raise CellsegError(f"{' and '.join(type(t).__name__ for t in wide)} both need a margin: give only one such transform")
     for t in wide:
@@ -231,7 +234,7 @@ def generators(
     draw = dls.train.draw
     return [draw.sampler.rng,draw.rng,*[t.rng for t in dls.augment if hasattr(t, 'rng')]]
 
-# %% ../nbs/08_data.ipynb #26164b69
+# %% ../nbs/08_data.ipynb #8c10d75b
 def split_idxs(
     fields:pd.DataFrame, # Fields table with a `fold` column
     valid_fold:int=0, # Fold that validates
@@ -243,10 +246,18 @@ def split_idxs(
     if valid.all(): raise FieldsError(f'all fields are in fold {valid_fold}: none is left to train on')
     return np.flatnonzero(~valid),np.flatnonzero(valid)
 
+def _own_gpu(device):
+    "`device`, or if it is None and several processes share the training, the GPU of this one"
+    local,n = int(os.environ.get('LOCAL_RANK', -1)),torch.cuda.device_count()
+    if device is not None or local<0 or not n: return device
+    if local>=n: raise CellsegError(f'process {local} (counted from 0) finds no GPU of its own: this machine has {n}. Start one process a GPU')
+    torch.cuda.set_device(local)
+    return torch.device('cuda', local)
+
 def patch_dls(
     fields:pd.DataFrame, # Fields table with paths of the inputs, `label` and `fold`
     size:int=224, # Height and width of a patch, pixels
-    bs:int=12, # Patches in a batch; the paper's 4 GPUs held 3 each
+    bs:int=12, # Patches in a batch (of each process, if several share the training); the paper's 4 GPUs held 3 each
     inputs=('brightfield',), # Input channels
     classes=CLASSES, # Class names; label codes are their places
     valid_fold:int=0, # Fold that validates
@@ -257,7 +268,7 @@ def patch_dls(
     seed:int=0, # Seed of sampling
     low:float=1., high:float=99., # Percentiles of grey values mapped to -1 and 1
     num_workers:int|None=None, # Worker processes; None: 0 without a GPU (the network needs the cores), else 8
-    device=None, # None: the GPU if there is one
+    device=None, # None: the GPU if there is one; of several processes each takes its own
     cache=None, # Folder for the decoded arrays; None: the system's temporary folder
 ) -> DataLoaders: # Batches (B,C,H,W) float32 and (B,H,W) int64
     "DataLoaders of class-balanced training patches and fixed validation patches"
@@ -271,7 +282,7 @@ def patch_dls(
     block = patch_block(store, size)
     block.splitter = lambda items: (range(n_train),range(n_train,len(items)))
     dls = block.dataloaders((draw(n_train),_with_margin(grid, 0)), bs=bs, dl_type=PatchDL, dl_kwargs=[dict(draw=draw),{}], shuffle=False,
-        drop_last=True, num_workers=num_workers, device=device)
+        drop_last=True, num_workers=num_workers, device=_own_gpu(device))
     dls.store,dls.size,dls.augment = store,size,[]
     return set_augment(dls, RandomDihedral(size//2, seed) if batch_tfms is None else batch_tfms)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISTAKES', 'for_screen', 'composite', 'difference_rgb', 'show_comparison', 'show_legend', 'plot_history',
-           'plot_scores']
+           'plot_scores', 'show_folds', 'show_compare']
 
 # %% ../nbs/40_plot.ipynb #c185f325
 import numpy as np, pandas as pd
@@ -115,3 +115,52 @@ def plot_scores(
         if len(d): ax.hlines(d.mean(), i-.3, i+.3, color='k')
     ax.set(xticks=range(scores['class'].nunique()), xticklabels=scores['class'].unique(), ylabel='Dice', ylim=(min(.5, scores.dice.min()-.05),1.02))
     return ax
+
+# %% ../nbs/40_plot.ipynb #8860b958
+_fold_colours = ('#0072B2','#E69F00','#009E73','#CC79A7','#56B4E9') # Okabe and Ito's palette, used in turn
+_wrong = MISTAKES['missed']
+
+def _show_groups(ax, values, split):
+    "A strip of groups, dark and light in turn"
+    starts = [i for i,v in enumerate(values) if not i or v!=values[i-1]]
+    for j,(a,b) in enumerate(zip(starts, [*starts[1:],len(values)])):
+        ax.add_patch(plt.Rectangle((a,0), b-a, 1, fc=_wrong if values[a] in split else ('#777777','#BBBBBB')[j%2], ec='w', lw=.5))
+        if len(starts)<=40: ax.text((a+b)/2, 1.1, values[a], ha='center', va='bottom', fontsize=6, rotation=0 if len(starts)<=12 else 90)
+    ax.set(xlim=(0,len(values)), ylim=(0,1)); ax.axis('off')
+
+def show_folds(
+    fields:pd.DataFrame, # Fields table with a column `fold`
+    group:str|None=None, # Column whose values should not be split between folds
+    width:float=8, # Inches
+) -> np.ndarray: # Two axes: the groups, the folds
+    "Which fields are held out in which fold"
+    if 'fold' not in fields: raise CellsegError("the fields table has no column 'fold': make one with kfold_fields")
+    order = fields.sort_values([*[group]*(group is not None),'fold'], kind='stable')
+    folds = sorted(set(fields.fold))
+    _,axs = plt.subplots(2, 1, figsize=(width,.6+.25*len(folds)), height_ratios=[1,1.5*len(folds)], layout='constrained', sharex=True)
+    if group is None: axs[0].axis('off')
+    else: _show_groups(axs[0], order[group].astype(str).tolist(), {str(v) for v,n in fields.groupby(group).fold.nunique().items() if n>1})
+    for j,f in enumerate(folds):
+        for i,held in enumerate(order.fold==f): axs[1].add_patch(plt.Rectangle((i,j), 1, 1, fc=_fold_colours[j%len(_fold_colours)] if held else '#E6E6E6', ec='w', lw=.4 if len(order)<100 else 0))
+    sizes = fields.fold.value_counts()
+    axs[1].set(xlim=(0,len(order)), ylim=(len(folds),0), yticks=np.arange(len(folds))+.5, yticklabels=[f'fold {f}: {len(order)-sizes[f]} + {sizes[f]}' for f in folds], xticks=[])
+    axs[1].set_xlabel(f'{len(order)} fields', fontsize=8); axs[1].tick_params(length=0, labelsize=7); axs[1].spines[:].set_visible(False)
+    return axs
+
+# %% ../nbs/40_plot.ipynb #79f69917
+def show_compare(
+    table:pd.DataFrame, # From `compare`
+    axs=None, # Two axes; None: a new figure
+) -> np.ndarray: # The axes
+    "Paired Dice of the fields, and the difference with its interval for each class"
+    if 'pairs' not in table.attrs: raise CellsegError('this table holds no pairs: give the one that `compare` returned')
+    a,b = table.attrs['names']
+    if axs is None: _,axs = plt.subplots(1, 2, figsize=(1.2+.9*len(table)+3.5,2.8), width_ratios=[1.2+.9*len(table),3.5], layout='constrained')
+    for i,c in enumerate(table.index):
+        for u,v in zip(*table.attrs['pairs'][c]): axs[0].plot([i-.25,i+.25], [u,v], '-o', color='#0072B2' if u>v else _wrong, lw=.8, ms=3)
+    axs[0].set(xticks=range(len(table)), xticklabels=table.index, ylabel='Dice', title=f'{a} (left) and {b} (right), each line a field')
+    for i,(c,r) in enumerate(table.iterrows()): axs[1].plot([r.low,r.high], [i,i], 'k-|', ms=7); axs[1].plot(r.difference, i, 'kD', ms=4)
+    axs[1].axvline(0, color='gray', lw=.8)
+    axs[1].set(yticks=range(len(table)), yticklabels=table.index, ylim=(len(table)-.5,-.5), xlabel=f'Dice of {a} − Dice of {b}', title='mean difference, 95 % interval')
+    for ax in axs: ax.title.set_fontsize(9)
+    return axs

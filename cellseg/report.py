@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_report', 'prediction_report']
 
-# %% ../nbs/42_report.ipynb #2af18670
+# %% ../nbs/42_report.ipynb #b43d6ff3
 import base64,io
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -15,7 +15,8 @@ from .core import atomic_path
 from .io import read_grey
 from .data import read_label
 from .run import Run,summarise
-from .plot import show_comparison,show_legend,plot_history,plot_scores
+from .crossval import CrossValidation
+from .plot import show_comparison,show_folds,show_legend,plot_history,plot_scores
 
 # %% ../nbs/42_report.ipynb #c3a1a745
 def _figure(draw, *args, alt='', **kwargs):
@@ -29,7 +30,7 @@ def _table(df, digits=3):
     def show(v): return '–' if isinstance(v, float) and np.isnan(v) else f'{v:.{digits}f}' if isinstance(v, float) else str(v)
     return Table(Tr(*[Th(str(c)) for c in df.columns]), *[Tr(*[Td(show(v)) for v in r]) for r in df.itertuples(index=False)])
 
-# %% ../nbs/42_report.ipynb #34105f90
+# %% ../nbs/42_report.ipynb #d581c9ee
 def _scores_section(run, against, title):
     "Dice per class over fields, as a table and a picture"
     if against not in run.scored: return []
@@ -40,31 +41,37 @@ def _scores_section(run, against, title):
     return [H2(title), note, Div(_table(summarise(scores).reset_index()), _figure(plot_scores, scores, alt='Dice of each field'), cls='row'),
         Details(Summary('Every field'), _table(wide.sort_values('mean').reset_index()))]
 
-def _show_field(run, f):
+def _show_field(config, f):
     "The comparison figure of one held-out field"
-    stain = {c:read_grey(f[c]) for c in ('nuclei','cytoplasm') if c in f and c not in run.config['inputs'] and isinstance(f[c], str)}
-    n = len(run.config['classes'])
-    show_comparison(read_grey(f[run.config['inputs'][0]]), read_label(f.label, n), read_label(run.folder/'predictions'/f'{f.field}_label.tif', n), classes=run.config['classes'], **stain)
+    stain = {c:read_grey(f[c]) for c in ('nuclei','cytoplasm') if c in f and c not in config['inputs'] and isinstance(f[c], str)}
+    n = len(config['classes'])
+    show_comparison(read_grey(f[config['inputs'][0]]), read_label(f.label, n), read_label(f.prediction, n), classes=config['classes'], **stain)
 
-def _fields_section(run, n):
+def _fields_section(run, scores, n):
     "The worst and best fields, drawn"
-    macro = run.scores().groupby('field').dice.mean().sort_values()
+    macro = scores.groupby('field').dice.mean().sort_values()
     pick = list(macro.index) if len(macro)<=2*n else [*macro.index[:n],*macro.index[-n:]]
-    fields = run.fields.set_index('field', drop=False)
+    fields,folder = run.fields.set_index('field', drop=False),run.folder
     def legend(): plt.figure(figsize=(9,.3)); show_legend(run.config['classes'])
     out = [H2('Held-out fields, the worst first'), _figure(legend, alt='legend')]
-    for f in pick: out += [P(f, f': mean Dice {macro[f]:.3f}'), _figure(_show_field, run, fields.loc[f], alt='comparison')]
+    for f in (fields.loc[f].copy() for f in pick):
+        if 'prediction' not in f: f['prediction'] = folder/'predictions'/f'{f.field}_label.tif'
+        out += [P(f.field, f': mean Dice {macro[f.field]:.3f}', f', fold {f.fold}'*('folds' in run.config)), _figure(_show_field, run.config, f, alt='comparison')]
     return out
 
-# %% ../nbs/42_report.ipynb #a84be63a
+# %% ../nbs/42_report.ipynb #7ffa4f46
+def _data_rows(config, fields, arch):
+    "Rows of the table of what was trained on what"
+    n = len(config['classes'])
+    share = sum(np.bincount(read_label(p, n).ravel(), minlength=256)[:n] for p in fields.label)
+    return dict(Network=arch, Input=', '.join(config['inputs']), Classes=', '.join(config['classes']),
+        **{'Kept together in folds':config['group'] or 'each field by itself', 'Area of each class':', '.join(f'{k} {v:.1%}' for k,v in zip(config['classes'], share/share.sum()))})
+
 def _data_section(run):
     "What was trained on what"
-    c,fields = run.config,run.fields
-    share = pd.DataFrame([np.bincount(read_label(p, len(c['classes'])).ravel(), minlength=256)[:len(c['classes'])] for p in fields.label], columns=c['classes']).sum()
-    rows = dict(Network=f"{c['arch']}, {c['n_params']:,} parameters", Input=', '.join(c['inputs']), Classes=', '.join(c['classes']),
-        **{'Trained on':f"{c['n_train_fields']} {'tiles' if 'source' in fields else 'fields'}", 'Scored on':f"{c['n_held_out']} others (fold {c['valid_fold']})",
-           'Kept together in folds':c['group'] or 'each field by itself', 'Area of each class':', '.join(f'{k} {v:.1%}' for k,v in (share/share.sum()).items()),
-           'Training':f"{len(run.history)} epochs, {c['training_seconds']:.0f} s, {c['precision']}, on {c['machine']}"})
+    c = run.config
+    rows = _data_rows(c, run.fields, f"{c['arch']}, {c['n_params']:,} parameters") | {'Trained on':f"{c['n_train_fields']} {'tiles' if 'source' in run.fields else 'fields'}", 'Scored on':f"{c['n_held_out']} others (fold {c['valid_fold']})",
+        'Training':f"{len(run.history)} epochs, {c['training_seconds']:.0f} s, {c['precision']}, on {c['machine']}"}
     return [H2('What was trained on what'), _table(pd.DataFrame(rows.items(), columns=['','value']))]
 
 def _settings_section(run): return [Details(Summary('All settings and versions'), _table(pd.DataFrame([(k,str(v)) for k,v in run.config.items()], columns=['setting','value'])))]
@@ -80,22 +87,50 @@ def _write_page(path, title, *body):
     with atomic_path(path) as p: p.write_text(to_xml(page), encoding='utf-8')
     return Path(path)
 
-# %% ../nbs/42_report.ipynb #2b435c68
-def make_report(
-    run, # `Run`, or a run folder
-    n:int=3, # Worst and best fields to draw
-) -> Path: # The file, report.html in the run folder
-    "Write a self-contained HTML report of a run"
-    run = run if isinstance(run, Run) else Run(run)
+# %% ../nbs/42_report.ipynb #ae331265
+_tiles_note = P('These are tiles cut from the same fields as the training tiles. They share light, focus and cells at the cut: expect lower Dice on new fields.')
+
+def _run_body(run, n):
+    "What the report of a run holds"
     s = summarise(run.scores())
     held,classes,tiles = run.config['n_held_out'],run.config['classes'],'source' in run.fields
     what = ('tile' if tiles else 'field') + ('s' if held>1 else '')
     lead = P(f"Mean Dice {s.loc['all','mean']:.3f} on {held} {what} the network never saw: ", ', '.join(f'{c} {s.loc[c,"mean"]:.3f}' for c in classes), '.', cls='big')
-    if tiles: lead = Div(lead, P('These are tiles cut from the same fields as the training tiles. They share light, focus and cells at the cut: expect lower Dice on new fields.'))
-    body = [lead, *_data_section(run), *_scores_section(run, 'label', 'Dice of held-out fields'),
+    return [lead, *[_tiles_note]*tiles, *_data_section(run), *_scores_section(run, 'label', 'Dice of held-out fields'),
         *_scores_section(run, 'truth', 'The same predictions against the exact truth of the simulation'),
-        H2('Training'), _figure(plot_history, run.history, classes, alt='loss and Dice after each epoch'), *_fields_section(run, n), H2('Settings'), *_settings_section(run)]
+        H2('Training'), _figure(plot_history, run.history, classes, alt='loss and Dice after each epoch'), *_fields_section(run, run.scores(), n), H2('Settings'), *_settings_section(run)]
+
+def make_report(
+    run, # `Run`, `CrossValidation`, or the folder of one
+    n:int=3, # Worst and best fields to draw
+) -> Path: # The file, report.html in the folder
+    "Write a self-contained HTML report of a run or a cross-validation"
+    if isinstance(run, (str,Path)): run = CrossValidation(run) if 'folds' in Run(run).config else Run(run)
+    body = _folds_body(run, n) if isinstance(run, CrossValidation) else _run_body(run, n)
     return _write_page(run.folder/'report.html', run.folder.resolve().name, *body)
+
+# %% ../nbs/42_report.ipynb #9f575f94
+def _folds_section(cv, against, title):
+    "Mean, spread and interval per class, as a table and a picture"
+    if against not in cv.scored: return []
+    s = cv.summary(against).rename(columns=dict(std_folds='std over folds', low='95 % from', high='to'))
+    wide = cv.scores_against(against).pivot(index=['field','fold'], columns='class', values='dice')[list(cv.classes)]
+    wide.insert(0, 'mean', wide.mean(axis=1))
+    return [H2(title), P(f"Mean over fields, standard deviation over the folds' means, and a bootstrap interval for which {s.resampled.iloc[0]} were drawn with replacement{' (so few make it too narrow)' if int(s.resampled.iloc[0].split()[0])<10 else ''}. 'all' is the mean over classes."),
+        Div(_table(s.drop(columns='resampled').reset_index()), _figure(cv.plot, against, alt='Dice by class and fold'), cls='row'), Details(Summary('Every field'), _table(wide.sort_values('mean').reset_index()))]
+
+def _folds_body(cv, n):
+    "What the report of a cross-validation holds"
+    s,c,fields = cv.summary(),cv.config,cv.fields
+    a,run = s.loc['all'],cv.runs[0]
+    lead = P(f"Mean Dice {a['mean']:.3f} (95 % interval {a.low:.3f} to {a.high:.3f}) over {len(fields)} {'tiles' if 'source' in fields else 'fields'}, each predicted by a network that never saw it: ",
+        ', '.join(f'{k} {s.loc[k,"mean"]:.3f}' for k in cv.classes), '.', cls='big')
+    seconds,machines = sum(r.config['total_seconds'] for r in cv.runs),sorted({r.config['machine'] for r in cv.runs})
+    rows = _data_rows(c, fields, f"{c['arch']}, {run.config['n_params']:,} parameters") | {'Folds':f"{len(c['folds'])}, each a network of its own", 'Training and prediction':f"{c['epochs']} epochs a fold, {seconds:.0f} s for all folds, {run.config['precision']}, on {' and '.join(machines)}"}
+    return [lead, *[_tiles_note]*('source' in fields), H2('What was trained on what'), P('A column is a field, a row a fold: coloured where held out, grey where trained on.'), _figure(show_folds, fields, c['group'], alt='folds'),
+        _table(pd.DataFrame(rows.items(), columns=['','value'])), *_folds_section(cv, 'label', 'Dice of held-out fields'), *_folds_section(cv, 'truth', 'The same predictions against the exact truth of the simulation'),
+        H2('Training'), *[Details(Summary(f"Fold {r.config['valid_fold']}: Dice {r.scores().groupby('field').dice.mean().mean():.3f}"), _figure(plot_history, r.history, cv.classes, alt='loss and Dice after each epoch')) for r in cv.runs],
+        *_fields_section(cv, cv.scores, n), H2('Settings'), *_settings_section(cv)]
 
 # %% ../nbs/42_report.ipynb #debf013a
 def prediction_report(

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['score_fields', 'summarise', 'Run', 'train']
 
-# %% ../nbs/35_run.ipynb #64d6a88b
+# %% ../nbs/35_run.ipynb #f6c14cb7
 import hashlib,inspect,json,os,platform,shutil,time
 from importlib.metadata import version
 from pathlib import Path
 import pandas as pd, torch
 from functools import partial
 from fastai.learner import Learner
+from fastai.torch_core import rank_distrib
 from fastcore.meta import delegates
 from .core import CLASSES,CellsegError,atomic_path
 from .io import image_info
@@ -20,7 +21,8 @@ from .augment import paper_augment
 from .data import patch_dls,read_label,complete_fields
 from .models.registry import n_params
 from .metrics import confusion,dice_from_counts
-from .learner import seg_learner
+from .learner import from_rank0,seg_learner
+import cellseg.distributed # adds `distribute`
 from .predict import Segmenter,predict_fields
 
 # %% ../nbs/35_run.ipynb #77f348bc
@@ -101,15 +103,17 @@ def _recipe(name, epochs, lr, size, seed):
     aug = paper_augment(size, round(122*size/224), 15*size/224, seed=seed)
     return name,partial(Learner.fit_paper, n_epoch=epochs, every=max(1, round(epochs/6)), **lr),aug,'keras'
 
-# %% ../nbs/35_run.ipynb #0029b82e
+# %% ../nbs/35_run.ipynb #84e59a7f
 _not_settings = ('versions','machine','training_seconds','total_seconds') # of what is in config.json
 _not_recorded = ('fields','batch_tfms','num_workers','device','cache') # arguments of `patch_dls` that are recorded in another way, or change nothing
 
 def _same_run(out, config):
     "Check that the run in `out` was begun with these settings"
-    then,now = ({k:v for k,v in c.items() if k not in _not_settings} for c in (Run(out).config,json.loads(json.dumps(config))))
+    older = {k:v for k,v in dict(probs=False, processes=1).items() if k in config} # runs made before there were these settings
+    then,now = ({k:v for k,v in c.items() if k not in _not_settings} for c in (older|Run(out).config,json.loads(json.dumps(config))))
     other = [k for k in {**then,**now} if then.get(k)!=now.get(k)]
-    if other: raise CellsegError(f"{out} holds another run: " + ', '.join(f'its {k} is {then.get(k)!r}, here {now.get(k)!r}' if k!='data' else 'its images, labels or folds are others' for k in other) + '. Choose another folder, or overwrite it')
+    told = [f'its {k} is {then.get(k)!r}, here {now.get(k)!r}' for k in other if k not in ('data','labels')] + ['its images, labels or folds are others']*('data' in other)
+    if other: raise CellsegError(f"{out} holds another run: {', '.join(told)}. Choose another folder, or overwrite it")
 
 def _data_hash(store):
     "One hash of all fields, their pixels and their folds"
@@ -120,14 +124,24 @@ def _augmentation(tfms):
     "Names and numbers of batch transforms"
     return [dict(name=type(t).__name__) | {k:v for k,v in vars(t).items() if type(v) in (int,float)} for t in tfms]
 
-# %% ../nbs/35_run.ipynb #75725961
+def _begin(out, fields, config, overwrite):
+    "Write what a run begins with. Is there one to go on with, and is it finished?"
+    go_on = (out/'config.json').exists() and not overwrite
+    if go_on:
+        _same_run(out, config)
+        if Run(out).finished: return True,True
+    else: _clear(out) # only now that the new one can start
+    save_fields(fields, out/'fields.csv'); _write_config(out, config)
+    return go_on,False
+
+# %% ../nbs/35_run.ipynb #c3296447
 def _finish(out, config, learn, held):
     "Save the segmenter, predict and score the held-out fields"
     start,history,s = time.time(),Run(out).history,learn.dls.store
     config['training_seconds'] = round(history.seconds.sum(), 1)
     seg = Segmenter(learn.model, learn.arch, s.inputs, s.classes, s.low, s.high, image_info(s.fields[s.inputs[0]].iloc[0]).pixel_size, dict(init=config['init']))
     seg.save(out/'segmenter')
-    held = predict_fields(held, seg, out/'predictions')
+    held = predict_fields(held, seg, out/'predictions', probs=config['probs'])
     for against in {'label','truth'} & set(held):
         with atomic_path(out/_scores_file(against)) as p: score_fields(held, s.classes, against).to_csv(p, index=False)
     _write_config(out, config | dict(total_seconds=round(config['training_seconds']+time.time()-start, 1)))
@@ -135,7 +149,7 @@ def _finish(out, config, learn, held):
         for p in ('best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
     return Run(out)
 
-# %% ../nbs/35_run.ipynb #a50b73f7
+# %% ../nbs/35_run.ipynb #bcfba880
 @delegates(patch_dls, but=['device'])
 def train(
     fields:pd.DataFrame, # Fields table with paths of the inputs and `label`; `fold` optional
@@ -149,25 +163,24 @@ def train(
     precision:str='auto', # 'bf16', 'float32', or 'auto'
     overwrite:bool=False, # Replace a run that is already there?
     cbs=(), # More fastai callbacks
+    probs:bool=False, # Keep the class probabilities of the held-out fields, predictions/<field>_probs.tif?
+    sync_every:int=1, # If several processes share the training: average gradients in every step (1), or weights after so many
     **kwargs, # For `patch_dls`
-) -> Run:
+) -> Run: # Of several processes rank 0 has it when all is done; the others get None
     "Train on all folds but one, predict and score the fields of that one"
     out,given = Path(out),{n:p.default for n,p in inspect.signature(patch_dls).parameters.items() if n not in _not_recorded} | kwargs
     inputs,classes,size,seed = tuple(given['inputs']),tuple(given['classes']),given['size'],given['seed']
     fields = complete_fields(fields, [*inputs,'label'])
     for c in image_columns(fields): fields[c] = fields[c].map(lambda p: os.path.abspath(p) if p else None) # a run can be read from anywhere
-    if 'fold' not in fields: fields = kfold_fields(fields, k, group, seed)
+    if 'fold' not in fields: fields = kfold_fields(fields, k, group, seed=seed)
     recipe,fit,tfms,init = _recipe(recipe, epochs, lr, size, seed)
     dls = patch_dls(fields, **{'batch_tfms':tfms} | kwargs)
-    learn = seg_learner(dls, arch, out, precision, seed, init=init)
+    learn = seg_learner(dls, arch, out, precision, seed, init=init).distribute(sync_every)
     held = fields[fields.fold==given['valid_fold']]
     config = {n:v for n,v in given.items() if n not in _not_recorded} | dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, group=group,
-        precision=learn.precision, n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, augment=_augmentation(dls.augment), data=_data_hash(dls.store)) | _environment()
-    go_on = (out/'config.json').exists() and not overwrite
-    if go_on:
-        _same_run(out, config)
-        if Run(out).finished: return Run(out)
-    else: _clear(out) # only now that the new one can start
-    save_fields(fields, out/'fields.csv'); _write_config(out, config)
+        precision=learn.precision, n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, probs=probs, augment=_augmentation(dls.augment),
+        data=_data_hash(dls.store)) | learn.sharing | _environment()
+    go_on,finished = from_rank0(partial(_begin, out, fields, config, overwrite))
+    if finished: return Run(out)
     fit(learn, cbs=cbs, resume=go_on)
-    return _finish(out, config, learn, held)
+    if not rank_distrib(): return _finish(out, config, learn, held)

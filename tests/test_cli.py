@@ -41,6 +41,27 @@ def test_train_predict_and_go_past_bad_files(cellseg, tmp_path):
     (new/'good.tif').unlink()
     assert cellseg('predict', tmp_path/'run', new, '--out', tmp_path/'out2')[0]==2 # nothing could be done
 
+def test_crossval_report_and_use(cellseg, tmp_path):
+    "Every field scored, wells kept together, the folder used for new images, and an error for other settings"
+    table = simulate_fields(tmp_path/'images', 4, shape=(96,128), confluence=.6)
+    table.assign(well=['A','A','B','B']).to_csv(tmp_path/'fields.csv', index=False)
+    args = ('crossval', tmp_path/'fields.csv', '--out', tmp_path/'cv', '--folds', 2, '--group', 'well', '--size', 32, '--batch', 4, '--patches', 8, '--jobs', 1, '--epochs')
+    code,out,err = cellseg(*args, 1)
+    assert code==0, err
+    assert '2 groups (well) drawn' in out and 'report.html' in out and 'nucleus' in out
+    fields = pd.read_csv(tmp_path/'cv'/'fields.csv')
+    assert fields.groupby('well').fold.nunique().max()==1 and fields.fold.nunique()==2
+    html = (tmp_path/'cv'/'report.html').read_text()
+    assert all(f in html for f in fields.field) and '95 % interval' in html
+    (tmp_path/'cv'/'report.html').unlink()
+    assert cellseg('report', tmp_path/'cv')[0]==0 and (tmp_path/'cv'/'report.html').exists()
+    code,out,err = cellseg('predict', tmp_path/'cv', tmp_path/'fields.csv', '--out', tmp_path/'out')
+    assert code==0 and '4 of 4 fields predicted' in out
+    code,out,err = cellseg(*args, 2)
+    assert code==2 and 'its epochs is 1, here 2' in err and 'Traceback' not in err
+    code,out,err = cellseg(*args, 1)
+    assert code==0 and out.count('done before')==2
+
 def test_label_and_fields_round_trip(cellseg, tmp_path):
     "The table that one command writes is what the next one reads"
     assert cellseg('simulate', tmp_path/'sim', '-n', 2, '--height', 150, '--width', 180, '--confluence', .5)[0]==0
@@ -53,7 +74,7 @@ def test_label_and_fields_round_trip(cellseg, tmp_path):
 def test_exit_codes_from_a_shell():
     def run(*a): return subprocess.run(['cellseg', *a], capture_output=True, text=True)
     assert run('--help').returncode==0
-    for c in 'demo fields simulate label train predict report'.split():
+    for c in 'demo fields simulate label train crossval predict report'.split():
         r = run(c, '--help')
         assert r.returncode==0 and 'example:' in r.stdout
     r = run('report', 'no-such-run')

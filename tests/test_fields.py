@@ -3,7 +3,7 @@ import re, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from cellseg.core import FieldsError, ImageError
-from cellseg.fields import find_fields, image_columns, kfold_fields, load_fields, natural, same_size, save_fields, tile_fields
+from cellseg.fields import check_leaks, find_fields, image_columns, kfold_fields, load_fields, natural, same_size, save_fields, tile_fields
 from cellseg.io import image_info, read_grey, write_image
 
 real = Path(__file__).parents[2]/'shared'/'data'
@@ -167,12 +167,43 @@ def test_folds(rng):
     for group in (None,'well'): assert len({tuple(kfold_fields(big, 4, group, seed=s).fold) for s in range(8)})>4
 
 def test_folds_that_cant_be(rng):
-    fields = some_fields(rng, 6).assign(well=list('AABBCC'), donor=['x']*5+[None])
+    fields = some_fields(rng, 6).assign(well=list('AABBCC'), donor=['x']*5+[None], plate='P1')
     for kw,why in [(dict(k=7), '7 folds of 6 fields'), (dict(k=1), 'from 2 to 6'), (dict(k=4, group='well'), '4 folds of 3 different values of well'),
-                   (dict(k=2, group='donor'), "'f5' has no donor"), (dict(k=2, group='day'), "no column 'day'.*well, donor")]:
+                   (dict(k=2, group='donor'), "'f5' has no donor"), (dict(k=2, group='day'), "no column 'day'.*well, donor"), (dict(k=2, stratify='donor'), "'f5' has no donor"), (dict(k=2, stratify='day'), "no column 'day' to stratify"),
+                   (dict(k=3, stratify='well'), 'no value of well occurs 3 times'), (dict(k=2, group='plate'), "all 6 fields have one plate, 'P1'")]:
         with pytest.raises(FieldsError, match=why): kfold_fields(fields, **kw)
     for bad,why in [(fields[:0], 'no rows'), (fields.drop(columns='field'), 'no column'), (fields.assign(field='a'), 'twice'), (fields[:1], 'at least 2')]:
         with pytest.raises(FieldsError, match=why): kfold_fields(bad, k=2)
+
+def test_stratified_folds_keep_the_shares(rng):
+    for _ in range(10):
+        n,k = int(rng.integers(30, 80)),int(rng.integers(2, 5))
+        fields = some_fields(rng, n).assign(line=rng.permutation(['HeLa']*(n//4)+['A549']*(n-n//4)))
+        f = kfold_fields(fields, k, stratify='line', seed=int(rng.integers(99)))
+        each = f.groupby('fold').line.apply(lambda o: (o=='HeLa').sum())
+        assert each.max()-each.min()<=1
+        both = kfold_fields(fields, 2, group='well', stratify='line')
+        assert both.groupby('well').fold.nunique().max()==1 and both.fold.nunique()==2
+    with pytest.warns(UserWarning, match=r"line 'rare' \(1 fields\) can not be in each of 2 folds"):
+        f = kfold_fields(some_fields(rng, 9).assign(line=['rare']+['A549']*8), 2, stratify='line')
+    assert sorted(f.fold.value_counts())==[4,5]
+
+def test_leaks_are_found_and_only_leaks(rng, tmp_path):
+    "Copies under other names, in another format and dtype, of one channel of two; groups on both sides; the same within a fold is none"
+    imgs = {n:rng.integers(0, 200, (20,30), dtype=np.uint8) for n in 'abcdef'}
+    for n,img in imgs.items(): write_image(tmp_path/f'{n}.tif', img)
+    write_image(tmp_path/'g.png', imgs['b'].astype(np.uint16)); write_image(tmp_path/'h.tif', np.stack([imgs['a'].astype(np.float32),imgs['c'].astype(np.float32)]))
+    files = [*(f'{n}.tif' for n in 'abcdef'),'g.png','h.tif#1']
+    fields = pd.DataFrame(dict(field=list('ABCDEFGH'), brightfield=[str(tmp_path/o) for o in files], day=[1,1,2,2,3,3,4,5], fold=[0,0,1,1,2,2,1,1]), dtype=object)
+    assert check_leaks(fields, 'day').to_numpy().tolist()==[['B','G','the same brightfield image']] # H is C again, but in its fold
+    moved = fields.assign(fold=[0,1,1,1,2,2,1,0])
+    assert check_leaks(moved, 'day').to_numpy().tolist()==[['A','B','the same day, 1'], ['C','H','the same brightfield image']]
+    assert check_leaks(moved, columns=[]).empty
+    altered = imgs['b'].copy(); altered[0,0] += 1
+    write_image(tmp_path/'g.png', altered)
+    assert check_leaks(fields).empty # one grey value differs: another image
+    with pytest.raises(ImageError, match='gone.tif'): check_leaks(fields.assign(brightfield=str(tmp_path/'gone.tif')))
+    with pytest.raises(FieldsError, match="'A' has no day"): check_leaks(fields.assign(day=[None]*8), 'day')
 
 # Tiles
 
@@ -190,7 +221,7 @@ def test_tiles_hold_every_pixel_once(tmp_path, rng):
             assert tiles[0].dtype==img.dtype and {image_info(o).pixel_size for o in t[column]}=={.65}
             assert np.array_equal(np.vstack([np.hstack(tiles[r*cols:(r+1)*cols]) for r in range(rows)]), img)
         if rows*cols>1: assert kfold_fields(t, 2).fold.nunique()==2
-        with pytest.raises(FieldsError, match='different values of source'): kfold_fields(t, 2, group='source')
+        with pytest.raises(FieldsError, match="have one source, 'f'"): kfold_fields(t, 2, group='source')
 
 def test_tiles_of_what_does_not_fit(tmp_path):
     for n,shape in dict(a=(20,30), b=(20,31), c=(3,40)).items(): write_image(tmp_path/f'{n}.tif', np.zeros(shape, np.uint8))
