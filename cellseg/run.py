@@ -103,8 +103,8 @@ def _recipe(name, epochs, lr, size, seed):
     aug = paper_augment(size, round(122*size/224), 15*size/224, seed=seed)
     return name,partial(Learner.fit_paper, n_epoch=epochs, every=max(1, round(epochs/6)), **lr),aug,'keras'
 
-# %% ../nbs/35_run.ipynb #84e59a7f
-_not_settings = ('versions','machine','training_seconds','total_seconds') # of what is in config.json
+# %% ../nbs/35_run.ipynb #ac721f45
+_not_settings = ('versions','machine','pixel_size','training_seconds','total_seconds') # of what is in config.json
 _not_recorded = ('fields','batch_tfms','num_workers','device','cache') # arguments of `patch_dls` that are recorded in another way, or change nothing
 
 def _same_run(out, config):
@@ -134,14 +134,16 @@ def _begin(out, fields, config, overwrite):
     save_fields(fields, out/'fields.csv'); _write_config(out, config)
     return go_on,False
 
-# %% ../nbs/35_run.ipynb #c3296447
+# %% ../nbs/35_run.ipynb #a90a426f
 def _finish(out, config, learn, held):
     "Save the segmenter, predict and score the held-out fields"
     start,history,s = time.time(),Run(out).history,learn.dls.store
     config['training_seconds'] = round(history.seconds.sum(), 1)
-    seg = Segmenter(learn.model, learn.arch, s.inputs, s.classes, s.low, s.high, image_info(s.fields[s.inputs[0]].iloc[0]).pixel_size, dict(init=config['init']))
+    seg = Segmenter(learn.model, learn.arch, s.inputs, s.classes, s.low, s.high, config['pixel_size'], dict(init=config['init']))
     seg.save(out/'segmenter')
     held = predict_fields(held, seg, out/'predictions', probs=config['probs'])
+    bad = held.problem.dropna()
+    if len(bad): raise CellsegError(f'{bad.iloc[0]}: {len(bad)} of {len(held)} held-out fields could not be predicted. The training is done and kept in {out}: when the images are there again, the same call goes on')
     for against in {'label','truth'} & set(held):
         with atomic_path(out/_scores_file(against)) as p: score_fields(held, s.classes, against).to_csv(p, index=False)
     _write_config(out, config | dict(total_seconds=round(config['training_seconds']+time.time()-start, 1)))
@@ -149,7 +151,7 @@ def _finish(out, config, learn, held):
         for p in ('best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
     return Run(out)
 
-# %% ../nbs/35_run.ipynb #bcfba880
+# %% ../nbs/35_run.ipynb #d35ed09d
 @delegates(patch_dls, but=['device'])
 def train(
     fields:pd.DataFrame, # Fields table with paths of the inputs and `label`; `fold` optional
@@ -179,7 +181,7 @@ def train(
     held = fields[fields.fold==given['valid_fold']]
     config = {n:v for n,v in given.items() if n not in _not_recorded} | dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, group=group,
         precision=learn.precision, n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, probs=probs, augment=_augmentation(dls.augment),
-        data=_data_hash(dls.store)) | learn.sharing | _environment()
+        pixel_size=image_info(fields[inputs[0]].iloc[0]).pixel_size, data=_data_hash(dls.store)) | learn.sharing | _environment()
     go_on,finished = from_rank0(partial(_begin, out, fields, config, overwrite))
     if finished: return Run(out)
     fit(learn, cbs=cbs, resume=go_on)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['lock_file', 'visible_gpus', 'claim_gpu', 'sharing', 'n_workers', 'side_by_side']
 
-# %% ../nbs/34_workers.ipynb #e8bc58b7
-import os,tempfile,threading,time
+# %% ../nbs/34_workers.ipynb #fc34ca4d
+import os,tempfile,threading,time,warnings
 from collections import Counter
 from concurrent.futures import BrokenExecutor
 from itertools import product
@@ -56,7 +56,7 @@ def claim_gpu(
         _claimed,os.environ['CUDA_VISIBLE_DEVICES'] = (gpu,lock),gpu
     return _claimed[0]
 
-# %% ../nbs/34_workers.ipynb #26ed8bf2
+# %% ../nbs/34_workers.ipynb #d290fa3b
 _sharing = 0
 
 def sharing(
@@ -75,8 +75,10 @@ def _work(payload, per_machine, parent):
     if parent and not _sharing: threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _sharing = per_machine
     claim_gpu()
-    f,job = cloudpickle.loads(payload)
-    import torch
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning) # of libraries about each other
+        f,job = cloudpickle.loads(payload)
+        import torch
     torch.set_num_threads(max(1, joblib.cpu_count()//per_machine))
     return f(job)
 

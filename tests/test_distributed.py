@@ -15,6 +15,7 @@ from cellseg.data import generators, patch_dls
 from cellseg.distributed import RankDL, launch
 from cellseg.fields import load_fields, save_fields
 from cellseg.learner import all_ranks, from_rank0, seg_learner
+from cellseg.run import Run
 from cellseg.simulate import simulate_fields
 
 def learner(folder, out, bs, n_train=12, network=dict(arch='unet'), **kwargs):
@@ -235,6 +236,23 @@ def f(folder):
     text = ''.join(o.text for o in nb.cells[1].outputs if o.get('name')=='stdout')
     assert text=='hello from one of 2\n'
     assert [(o.ename,o.evalue) for o in nb.cells[1].outputs if o.output_type=='error']==[('CellsegError','process 1 of 2: field 7 is missing')]
+
+def test_command_line(folder, cellseg):
+    "`cellseg train` in two processes: one run, written once; other numbers of processes and GPUs that are not there are refused"
+    args = ('train', folder/'data'/'fields.csv', '--out', folder/'cli', '--size', 32, '--batch', 2, '--patches', 8, '--epochs', 1, '--sync-every', 2)
+    code,out,err = cellseg(*args, '--processes', 2)
+    assert code==0, err
+    run = Run(folder/'cli')
+    assert run.finished and (run.config['processes'],run.config['sync_every'])==(2,2) and set(run.scores().field)==set(run.fields.field[run.fields.fold==0])
+    assert out.count('epoch 0')==1 and out.count('Dice on 1 held-out fields')==1 and (folder/'cli'/'report.html').exists()
+    when = (folder/'cli'/'config.json').stat().st_mtime_ns
+    code,out,err = cellseg(*args, '--processes', 2)
+    assert code==0 and 'epoch 0' not in out and (folder/'cli'/'config.json').stat().st_mtime_ns==when # it was finished
+    code,out,err = cellseg(*args)
+    assert code==2 and 'its processes is 2, here 1' in err
+    n = torch.cuda.device_count()
+    code,out,err = cellseg(*args, '--gpus', n+1)
+    assert code==2 and f'{n+1} GPUs were asked for, but this machine has {n}' in err
 
 @pytest.mark.skipif(torch.cuda.device_count()<2, reason='needs two GPUs')
 def test_two_gpus(folder):

@@ -1,9 +1,10 @@
 """A training killed at random moments ends as if it had never been disturbed; a full disc loses nothing
 
 Run as a program, this file forks trainings and kills them: what was imported need not be imported again for each."""
-import errno, os, random, signal, subprocess, sys, time
+import errno, os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
 from safetensors.torch import load_file
 from cellseg.core import CellsegError
 from cellseg.data import patch_dls
@@ -71,6 +72,26 @@ def test_full_disc_stops_with_the_last_epoch_kept(undisturbed, tmp_path, monkeyp
     assert len(Run(tmp_path/'full').history)==2 and not Run(tmp_path/'full').finished
     whole,onward = train(fields, tmp_path/'whole', **settings),train(fields, tmp_path/'full', **settings)
     assert onward.finished and onward.history.drop(columns='seconds').equals(whole.history.drop(columns='seconds'))
+
+class Vanish(Callback):
+    "A file is moved away in the second epoch"
+    def __init__(self, path, to): self.path,self.to = path,to
+    def before_epoch(self):
+        if self.epoch==1: shutil.move(self.path, self.to)
+
+def test_vanished_file(undisturbed, tmp_path):
+    "A held-out image is gone when it should be predicted, and again when the same call should go on: nothing that was learnt is lost"
+    fields,settings = Run(undisturbed[0]/'undisturbed').fields,dict(epochs=2, size=32, bs=2, n_train=4, n_valid=2, precision='float32')
+    shutil.copy(fields.brightfield[0], tmp_path/'field.tif')
+    fields.loc[0,'brightfield'] = str(tmp_path/'field.tif')
+    with pytest.raises(CellsegError, match=r'field\.tif.*: 1 of 1 held-out fields could not be predicted\. The training is done and kept'):
+        train(fields, tmp_path/'run', cbs=[Vanish(tmp_path/'field.tif', tmp_path/'away.tif')], **settings)
+    assert len(Run(tmp_path/'run').history)==2 and not Run(tmp_path/'run').finished
+    with pytest.raises(CellsegError, match=r'field\.tif'): train(fields, tmp_path/'run', **settings)
+    assert (tmp_path/'run'/'checkpoint.pt').exists()
+    shutil.move(tmp_path/'away.tif', tmp_path/'field.tif')
+    again,whole = train(fields, tmp_path/'run', **settings),train(fields, tmp_path/'whole', **settings)
+    assert again.finished and again.scores().equals(whole.scores()) and again.history.drop(columns='seconds').equals(whole.history.drop(columns='seconds'))
 
 def test_loss_that_is_no_number(undisturbed, tmp_path):
     "Weights that have grown beyond all numbers: training stops, and what was kept of the training before is good"

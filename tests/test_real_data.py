@@ -1,6 +1,8 @@
 "Short versions of the main job on real images"
 import numpy as np, pandas as pd
-from cellseg.fields import load_fields
+import pytest
+from cellseg.core import FieldsError
+from cellseg.fields import check_leaks, find_fields, kfold_fields, load_fields
 from cellseg.io import read_image
 from cellseg.metrics import dice_scores
 from cellseg.predict import Segmenter
@@ -39,3 +41,13 @@ def test_brifiseg(cellseg, data, tmp_path):
     row = held.iloc[0]
     probs = Segmenter.load(tmp_path/'run').predict(read_image(row.brightfield)).probs[1]
     assert roc_auc_score(read_image(row.label).ravel()>0, probs.ravel())>.75
+
+def test_rows_and_columns_of_a_plate(data):
+    "Rows and columns of wells, taken from file names, stay in one fold; folds by field are found to share them"
+    fields = find_fields(data/'sbs_plate', 'Channel{channel}-{number}-{row}-{column}.tif', dict(cytoplasm='1', nuclei='2'))
+    by_row,by_column = kfold_fields(fields, 2, group='row'),kfold_fields(fields, 4, group='column')
+    assert by_row.groupby('fold').row.agg(set).tolist() in ([{'A'},{'B'}],[{'B'},{'A'}])
+    assert by_column.groupby('column').fold.nunique().max()==1 and by_column.fold.value_counts().tolist()==[6]*4
+    for f,group in ((by_row,'row'),(by_column,'column')): assert check_leaks(f, group).empty
+    assert (check_leaks(kfold_fields(fields, 4), 'column').why.str.startswith('the same column')).any()
+    with pytest.raises(FieldsError, match='3 folds of 2 different values of row'): kfold_fields(fields, 3, group='row')
