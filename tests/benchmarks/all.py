@@ -1,19 +1,19 @@
 """Every comparison of speed and memory in one table: python tests/benchmarks/all.py [--batch 4] [--steps 5] [--quick] [--out FOLDER]
 
-Needs pip install SimpleITK monai segmentation_models_pytorch, and a machine that does nothing else; 15 to 20 minutes on two cores. Writes benchmarks.csv, benchmarks.md and networks.csv to tests/benchmarks/results. A
+Needs pip install SimpleITK monai segmentation_models_pytorch, and a machine that does nothing else; 20 to 25 minutes on two cores. Writes benchmarks.csv, benchmarks.md and networks.csv to tests/benchmarks/results. A
 ratio is how many times as fast ours is; of a training step on the loader and of memory it is ours over the other. --quick only shows that all runs: tiny sizes, figures that mean nothing, written only if --out is given.
 """
 import argparse
 from pathlib import Path
-import augment,loader,networks,sampling
+import augment,folds,loader,networks,sampling
 from common import machine,show
 
 def run(quick, folder, **sizes):
     "Rows of all benchmarks"
     csv_file = folder/'networks.csv' if folder else None
-    parts = dict(sampling=dict(fields=2, turns=3), augment=dict(turns=2), loader=dict(batch=2, size=64, steps=3, fields=2), networks=dict(steps=1, size=64, batch=2)) if quick else dict(loader=sizes, networks=sizes)
+    parts = dict(sampling=dict(fields=2, turns=3), augment=dict(turns=2), loader=dict(batch=2, size=64, steps=3, fields=2), networks=dict(steps=1, size=64, batch=2), folds=dict(size=32, patches=16, turns=1, networks=['unet'])) if quick else dict(loader=sizes, networks=sizes)
     out = []
-    for module in (sampling,augment,loader,networks):
+    for module in (sampling,augment,loader,networks,folds):
         name = module.__name__
         print(f'{name} …', flush=True)
         out += [dict(benchmark=name) | r for r in module.rows(**parts.get(name, {}), **(dict(csv_file=csv_file) if name=='networks' else {}))]

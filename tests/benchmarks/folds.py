@@ -1,6 +1,6 @@
 """Folds side by side against one after the other, one training in two processes, and what a checkpoint costs.
 
-python tests/benchmarks/folds.py [--size 96] [--patches 96] [--turns 2] [--networks unet deeplabv3plus]
+python tests/benchmarks/folds.py [--size 96] [--patches 96] [--turns 2] [--networks unet deeplabv3plus] [--csv FILE]
 
 The folds are those of `cross_validate`, once with n_jobs=1, where a fold has all cores, and once with two workers that share them; starting the workers is counted. A checkpoint costs the time for which training waits
 for it (a copy in memory), compared with an epoch of 60 s, and processor time of the thread that writes it, compared with that of all cores in 60 s (on a GPU nobody needs it).
@@ -14,6 +14,7 @@ from cellseg.distributed import launch
 from cellseg.learner import Checkpoint, seg_learner
 from cellseg.simulate import simulate_fields
 from common import in_turns, load, machine, row, show
+from networks import write
 
 def side_by_side(folder, size, patches, turns):
     "Two folds with two workers, over two folds one after the other"
@@ -59,6 +60,10 @@ def rows(size=96, patches=96, turns=2, networks=('unet','deeplabv3plus')):
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--size', type=int, default=96); p.add_argument('--patches', type=int, default=96); p.add_argument('--turns', type=int, default=2)
-    p.add_argument('--networks', nargs='+', default=['unet','deeplabv3plus'])
+    p.add_argument('--networks', nargs='+', default=['unet','deeplabv3plus']); p.add_argument('--csv', help='file to write the rows to')
+    args = vars(p.parse_args())
+    file = args.pop('csv')
     print(load())
-    show(rows(**vars(p.parse_args()))); print(machine())
+    result = rows(**args)
+    show(result); print(machine())
+    if file: write([r | dict(machine=machine()) for r in result], file)
