@@ -64,7 +64,7 @@ def _list_problems(table):
     if len(bad): print(f'{len(bad)} of {len(table)} fields could not be done', file=sys.stderr)
     return 0 if not len(bad) else 1 if len(bad)<len(table) else 2
 
-# %% ../nbs/50_cli.ipynb #079c3fa3
+# %% ../nbs/50_cli.ipynb #91899a33
 def _table(args):
     "The fields table to train on: labels made and fields cut if need be"
     from cellseg.labels import label_fields
@@ -75,7 +75,7 @@ def _table(args):
         table = label_fields(table, out/'labels').drop(columns='problem') # a warning has named those that could not be labelled
     if not args.tiles: return table
     rows,cols = _tiles(args.tiles)
-    print(f'each field cut into {rows} x {cols} tiles: scores of neighbouring tiles flatter, use whole fields when you have several')
+    print(f'each field cut into {rows} x {cols} tiles: scores of neighbouring tiles are too good, use whole fields when you have several')
     return tile_fields(table, out/'tiles', rows, cols)
 
 def _settings(args):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['bootstrap_means', 'CrossValidation', 'cross_validate', 'compare']
 
-# %% ../nbs/36_crossval.ipynb #6e31fd0f
-import hashlib,inspect,json,os,shutil,traceback,warnings
+# %% ../nbs/36_crossval.ipynb #f34d2b94
+import hashlib,inspect,json,shutil,traceback,warnings
 from contextlib import nullcontext,redirect_stderr,redirect_stdout
 from multiprocessing import current_process
 from pathlib import Path
@@ -17,20 +17,22 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from .core import CLASSES,CellsegError,FieldsError,atomic_path,class_colours
 from .io import pixel_hash
-from .fields import check_leaks,hash_images,image_columns,kfold_fields,load_fields,save_fields
+from .fields import absolute_paths,check_leaks,hash_images,kfold_fields,load_fields,save_fields,whole_folds
 from .data import complete_fields,read_label
 from .predict import Ensemble
 from .workers import lock_file,n_workers,sharing,side_by_side
 from .run import Run,train,_augmentation,_environment,_not_recorded,_same_run,_write_config
 
-# %% ../nbs/36_crossval.ipynb #e0bff71a
+# %% ../nbs/36_crossval.ipynb #1e7c1c36
 def _loaders():
     "Processes that load patches, where several folds share the cores"
     if not torch.cuda.is_available() or current_process().daemon: return 0 # such a process may start no others
     return min(8, max(1, joblib.cpu_count()//sharing()))
 
+# %% ../nbs/36_crossval.ipynb #77693d38
 def _line(fold, run, note=''): return f"fold {fold}: Dice {run.scores().groupby('field').dice.mean().mean():.3f}, {run.config['total_seconds']:.0f} s{note}"
 
+# %% ../nbs/36_crossval.ipynb #d21b77bc
 def _train_fold(job):
     "Train one fold: its number, a line about it, and whether it failed"
     fields,out,arch,fold,settings = job
@@ -46,7 +48,7 @@ def _train_fold(job):
     if not run.finished: raise KeyboardInterrupt(f'fold {fold} was stopped before its last epoch: the same call goes on from there')
     return fold,_line(fold, run),False
 
-# %% ../nbs/36_crossval.ipynb #2e4d407d
+# %% ../nbs/36_crossval.ipynb #4560d618
 def _read_labels(fields, classes):
     "Which classes each label image shows (N,K), and a hash of its pixels"
     shows,hashes = [],[]
@@ -55,6 +57,7 @@ def _read_labels(fields, classes):
         shows.append(np.bincount(lbl.ravel(), minlength=256)[:len(classes)]>0); hashes.append(pixel_hash(lbl))
     return np.array(shows),hashes
 
+# %% ../nbs/36_crossval.ipynb #b4a5fae1
 def _check_classes(fields, shows, classes):
     "Every class must be trained on in every fold, and should be scored in every fold"
     for c,name in enumerate(classes):
@@ -64,6 +67,7 @@ def _check_classes(fields, shows, classes):
             if not shows[~held,c].any(): raise FieldsError(f'fold {fold}: none of its {(~held).sum()} training fields shows {name}, all that do are held out. Make fewer or other folds (another seed, or `stratify`)')
             if not shows[held,c].any(): warnings.warn(f'fold {fold}: none of its {held.sum()} held-out fields shows {name}, so it is not scored there unless wrongly predicted')
 
+# %% ../nbs/36_crossval.ipynb #c04b7dfa
 def _check_folds(fields, group, inputs):
     "There must be folds that share nothing; gives hashes of the images"
     fold = fields.set_index('field').fold
@@ -73,7 +77,7 @@ def _check_folds(fields, group, inputs):
     if not len(leaks): return hashes
     a,b,why = leaks.iloc[0]
     raise FieldsError(f"fields {a!r} (fold {fold[a]}) and {b!r} (fold {fold[b]}) have {why}{f', and {len(leaks)-1} more pairs share something' if len(leaks)>1 else ''}: a network would be scored on what it has seen. "
-        + ('Remove one of them, or give both one value in a column and name it as `group`' if why.endswith(' image') else 'Make the folds anew by `kfold_fields` with this group') + '; `check_leaks` lists all')
+        + ('Remove one of them, or give both one value in a column and name it as `group`' if why.endswith(' image') else 'Make the folds anew by `kfold_fields` with this group') + '; `check_leaks` lists them')
 
 # %% ../nbs/36_crossval.ipynb #96423ab6
 def _wide(scores, classes):
@@ -140,7 +144,7 @@ class CrossValidation:
         s = self.summary().loc['all'] if self.finished else None
         return f"CrossValidation({self.folder.name}: {self.config['arch']}, " + (f"Dice {s['mean']:.3f}, {s.low:.3f} to {s.high:.3f}, {s.n} fields)" if self.finished else f"{len(self.runs)} of {len(self.config['folds'])} folds finished)")
 
-# %% ../nbs/36_crossval.ipynb #51fdaa24
+# %% ../nbs/36_crossval.ipynb #601abb36
 def _groups_of(cv, fields):
     "What is drawn as a whole: the group of each field, or None"
     group = cv.config['group']
@@ -161,6 +165,7 @@ def summary(self:CrossValidation,
     what = f'{len(wide)} fields' if groups is None else f"{len(set(groups))} groups ({self.config['group']})"
     return pd.DataFrame(dict(mean=wide.mean(), std_folds=folds.std(), low=low, high=high, n=wide.count(), resampled=what)).rename_axis('class')
 
+# %% ../nbs/36_crossval.ipynb #84229f77
 @patch
 def worst(self:CrossValidation,
     n:int=5, # So many
@@ -171,6 +176,7 @@ def worst(self:CrossValidation,
     fields.insert(1, 'dice', dice.to_numpy())
     return fields
 
+# %% ../nbs/36_crossval.ipynb #015ec9f3
 @patch
 def ensemble(self:CrossValidation) -> Ensemble:
     "A segmenter that averages the networks of the finished folds"
@@ -197,8 +203,8 @@ def plot(self:CrossValidation,
     ax.title.set_fontsize(8)
     return ax
 
-# %% ../nbs/36_crossval.ipynb #c256897b
-_not_compared = ('fields','out','arch','k','group','overwrite','cbs','probs','valid_fold','kwargs') # arguments of `train` that are recorded in another way
+# %% ../nbs/36_crossval.ipynb #ff61a378
+_not_compared = ('fields','out','arch','k','group','overwrite','cbs','probs','valid_fold') # arguments of `train` that are recorded in another way
 
 def _config(fields, hashes, arch, group, probs, settings):
     "Settings, and hashes of the data, by which a cross-validation is known again"
@@ -208,6 +214,7 @@ def _config(fields, hashes, arch, group, probs, settings):
     return dict(arch=arch, folds=sorted(set(fields.fold.tolist())), group=group, probs=probs, n_fields=len(fields), data=digest(hashes), labels=digest(['label']),
         augment=tfms if tfms is None else _augmentation(tfms if isinstance(tfms, (list,tuple)) else [tfms])) | {k:v for k,v in s.items() if k not in (*_not_compared,*_not_recorded)}
 
+# %% ../nbs/36_crossval.ipynb #b658cd95
 def _set_aside(out):
     "Keep an earlier cross-validation until the new one has begun"
     if not (out/'config.json').exists(): return
@@ -216,14 +223,17 @@ def _set_aside(out):
     for p in ('fields.csv','ensemble.json','report.html',*there,'config.json'):
         if (out/p).exists(): (out/p).rename(old/p)
 
+# %% ../nbs/36_crossval.ipynb #9a1c6dff
 def _tell(out, folds, failed):
     "Raise an error that names the folds that failed; if none could begin, leave all as it was"
     if not any((out/f'fold{f}'/'config.json').exists() for f in folds):
         for p in ('config.json','fields.csv'): (out/p).unlink()
         for p in (out/'.replaced').glob('*'): shutil.rmtree(out/p.name, ignore_errors=True); p.rename(out/p.name)
+    shutil.rmtree(out/'.replaced', ignore_errors=True)
     if len(failed)==len(folds) and len(set(failed.values()))==1: raise CellsegError(failed[folds[0]])
-    raise CellsegError(f"{len(failed)} of {len(folds)} folds failed; the others are kept, and the same call tries again: " + '; '.join(f'fold {f}: {why}' for f,why in sorted(failed.items())))
+    raise CellsegError(f"{len(failed)} of {len(folds)} folds failed; the others are kept, and the same call (without overwrite) tries again: " + '; '.join(f'fold {f}: {why}' for f,why in sorted(failed.items())))
 
+# %% ../nbs/36_crossval.ipynb #bfa3eef2
 def _train_all(fields, arch, out, folds, n_jobs, backend, settings):
     "Train these folds, with a line as each ends; why those failed that did"
     failed,jobs = {},[(fields,out,arch,f,settings) for f in folds]
@@ -233,7 +243,7 @@ def _train_all(fields, arch, out, folds, n_jobs, backend, settings):
             tqdm.write(f'fold {fold} failed: {line}' if bad else line); bar.update()
     return failed
 
-# %% ../nbs/36_crossval.ipynb #b89f704f
+# %% ../nbs/36_crossval.ipynb #7c4560e7
 @delegates(train, but=['valid_fold'])
 def cross_validate(
     fields:pd.DataFrame, # Fields table with paths of the inputs and `label`; `fold` optional
@@ -246,23 +256,25 @@ def cross_validate(
     backend:str='loky', # 'loky': processes of this machine; 'dask': the cluster of the active `distributed.Client`
     overwrite:bool=False, # Remove the cross-validation that is there?
     probs:bool=True, # Keep the class probabilities of every field?
+    best:bool=False, # End each training with its best epoch, judged on patches of the held-out fields (scores are a little too good then), or with its last?
     **kwargs, # For `train`
 ) -> CrossValidation:
     "Train each fold, and predict and score every field by the network that never saw it"
     out,inputs,classes = Path(out).absolute(),tuple(kwargs.get('inputs', ('brightfield',))),tuple(kwargs.get('classes', CLASSES))
     n_workers(2, n_jobs, backend) # refuses what can't be, before anything is written
-    fields = complete_fields(fields, [*inputs,'label'])
-    for c in image_columns(fields): fields[c] = fields[c].map(lambda p: os.path.abspath(p) if p else None)
+    fields = absolute_paths(complete_fields(fields, [*inputs,'label']))
     if 'fold' not in fields: fields = kfold_fields(fields, k, group, stratify, kwargs.get('seed', 0))
-    try: fields['fold'] = fields.fold.astype(int)
-    except (ValueError,TypeError) as e: raise FieldsError('column `fold`: each field needs a whole number') from e
+    fields = whole_folds(fields)
     hashes = _check_folds(fields, group, inputs)
     shows,hashes['label'] = _read_labels(fields, classes)
     _check_classes(fields, shows, classes)
+    kwargs |= dict(best=best)
     config = _config(fields, hashes, arch, group, probs, kwargs)
     if overwrite: _set_aside(out)
     if (out/'config.json').exists(): CrossValidation(out); _same_run(out, config)
-    else: save_fields(fields, out/'fields.csv'); _write_config(out, config | _environment())
+    else:
+        if (old := [f for f in config['folds'] if (out/f'fold{f}'/'config.json').exists()]): raise CellsegError(f'{out} holds fold {old[0]} of a cross-validation whose config.json is gone: choose another folder')
+        save_fields(fields, out/'fields.csv'); _write_config(out, config | _environment())
     done = {r.config['valid_fold']:r for r in CrossValidation(out).runs}
     for f,r in done.items(): print(_line(f, r, ', done before'))
     failed = _train_all(fields, arch, out, [f for f in config['folds'] if f not in done], n_jobs, backend, dict(group=group, probs=probs)|kwargs)
@@ -271,7 +283,7 @@ def cross_validate(
     with atomic_path(out/'ensemble.json') as p: p.write_text(json.dumps(dict(members=[f'fold{f}' for f in config['folds']])))
     return CrossValidation(out)
 
-# %% ../nbs/36_crossval.ipynb #c7a2a603
+# %% ../nbs/36_crossval.ipynb #9f4813f2
 def _check_comparable(a, b):
     "Same fields, folds, classes and labels?"
     fa,fb = (c.fields.set_index('field').fold for c in (a,b))
@@ -283,6 +295,7 @@ def _check_comparable(a, b):
     if a.classes!=b.classes: raise CellsegError(f'the classes differ: {", ".join(a.classes)} and {", ".join(b.classes)}')
     if a.config['labels']!=b.config['labels']: raise CellsegError(f'the label images of {a.folder} and {b.folder} differ')
 
+# %% ../nbs/36_crossval.ipynb #e9092086
 def compare(
     cv_a, # `CrossValidation`, or its folder
     cv_b, # Another of the same fields and folds
@@ -295,10 +308,10 @@ def compare(
     cvs = [c if isinstance(c, CrossValidation) else CrossValidation(c) for c in (cv_a,cv_b)]
     _check_comparable(*cvs)
     archs,folders = [c.config['arch'] for c in cvs],[c.folder.name for c in cvs]
-    a,b = (_wide(c.scores_against(against), c.classes) for c in cvs)
+    a,b = (_wide(c.scores_against(against), c.classes)[list(c.classes)] for c in cvs)
     b = b.loc[a.index]
     both = a.notna() & b.notna()
-    a,b = a.where(both),b.where(both)
+    a,b = (o.where(both).assign(all=lambda w: w.mean(axis=1)) for o in (a,b))
     groups = _groups_of(next((c for c in cvs if c.config['group']), cvs[0]), a.index)
     means = bootstrap_means((a-b).to_numpy(), groups, n_boot, seed)
     low,high = _interval(means)

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from accelerate.local_sgd import LocalSGD
     from fastai.distributed import DistributedDL,DistributedTrainer
 
-# %% ../nbs/22_distributed.ipynb #5b0a2527
+# %% ../nbs/22_distributed.ipynb #d7661b6e
 class RankDL(DistributedDL):
     "One process's share of the batches of a loader"
     def __init__(self, dl,
@@ -35,13 +35,8 @@ class RankDL(DistributedDL):
             raise CellsegError(f'{len(dl)} batches an epoch are too few for {self.world_size} processes: draw more patches (n_train), or make the batches smaller (bs)')
     @property
     def draw(self): return self.dl.draw
-    def _broadcast(self, t, rank):
-        if self.world_size<2 or not torch.distributed.is_initialized(): return t
-        t = torch.tensor(t, device=self.device) # fastai's are always .cuda()
-        torch.distributed.broadcast(t, rank)
-        return t.tolist()
     def get_idxs(self):
-        batches = list(chunked(self._broadcast(list(self.dl.get_idxs()), 0), self.bs, drop_last=self.drop_last))
+        batches = list(chunked(self.dl.get_idxs(), self.bs, drop_last=self.drop_last))
         if self.drop_last: batches += batches[:-len(batches)%self.world_size]
         return [i for b in batches[self.rank::self.world_size] for i in b]
     def __len__(self): return -(-len(self.dl)//self.world_size) if self.drop_last else len(range(self.rank, len(self.dl), self.world_size))
@@ -147,7 +142,7 @@ def _be_rank():
     if not code: atexit._run_exitfuncs()
     os._exit(code) # not waiting for threads of torch that may wait for other processes
 
-# %% ../nbs/22_distributed.ipynb #506d8af4
+# %% ../nbs/22_distributed.ipynb #f6c32ade
 def _environment(rank, n, port, folder):
     "Environment of a process: what torchrun would set, its share of the threads, this process's modules"
     env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=n, LOCAL_WORLD_SIZE=n, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, TORCHELASTIC_USE_AGENT_STORE=True,
@@ -161,6 +156,7 @@ with warnings.catch_warnings():
     from cellseg.distributed import _be_rank
 _be_rank()'''
 
+# %% ../nbs/22_distributed.ipynb #bf97d429
 class _Processes:
     "The processes of one launch"
     def __init__(self, n, folder, port):
@@ -183,7 +179,7 @@ class _Processes:
                 print(text, end='', file=getattr(sys, name), flush=True)
                 name,text = self.heard.get_nowait()
 
-# %% ../nbs/22_distributed.ipynb #659b20ef
+# %% ../nbs/22_distributed.ipynb #d87f6689
 @patch
 def wait(self:_Processes) -> list: # Their exit codes; None: still running
     "Until all have ended, or one with an error"
@@ -198,6 +194,7 @@ def wait(self:_Processes) -> list: # Their exit codes; None: still running
             interrupted = True
             for p in self.all: p.send_signal(signal.SIGINT)
 
+# %% ../nbs/22_distributed.ipynb #7a7f53d4
 @patch
 def stop(self:_Processes):
     "End those that are left"
@@ -212,6 +209,7 @@ def stop(self:_Processes):
         for pipe in (p.stdin,p.stdout,p.stderr):
             if pipe: pipe.close()
 
+# %% ../nbs/22_distributed.ipynb #f68293dd
 @patch
 def error(self:_Processes, codes):
     "What to raise: the error that came first, of which others may be consequences"
@@ -228,13 +226,14 @@ def error(self:_Processes, codes):
     if ours: return ours(f"process {e['rank']} of {n}: {e['message']}")
     return RuntimeError(f"process {e['rank']} of {n} ended with {e['type']}: {e['message']}\n{e['trace'][-2000:]}")
 
-# %% ../nbs/22_distributed.ipynb #48b99fd5
+# %% ../nbs/22_distributed.ipynb #f39bd592
 def _store():
     "Where the processes meet, reachable from this machine only"
     s = socket.create_server(('127.0.0.1', 0))
     port = s.getsockname()[1]
     return torch.distributed.TCPStore('127.0.0.1', port, is_master=True, wait_for_workers=False, master_listen_fd=s.detach())
 
+# %% ../nbs/22_distributed.ipynb #fdbd7e47
 def launch(
     train_fn, # Function to run in every process; it may be defined in a notebook
     n_procs:int|None=None, # Processes; None: as many as there are GPUs. Without a GPU they run on the CPU
@@ -245,8 +244,8 @@ def launch(
     n = max(1, gpus) if n_procs is None else n_procs
     if n<1: raise CellsegError(f'n_procs is {n}: give 1 or more processes')
     if 0<gpus<n: raise CellsegError(f'{n} GPUs were asked for, but this machine has {gpus}')
+    if num_distrib()>1: raise CellsegError(f'this is one of {num_distrib()} processes already: call launch (or `cellseg train --gpus`) once, or its function without launch')
     if n==1: return train_fn(*args, **kwargs)
-    if num_distrib()>1: raise CellsegError(f'this is one of {num_distrib()} processes already: call launch in a script that is started once, or its function without launch')
     store = _store()
     with tempfile.TemporaryDirectory(prefix='cellseg-', ignore_cleanup_errors=True) as folder: # their temporary files are there, too
         folder = Path(folder); (folder/'tmp').mkdir()

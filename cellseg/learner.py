@@ -6,7 +6,7 @@
 __all__ = ['has_bf16', 'Bf16', 'from_rank0', 'all_ranks', 'save_weights', 'Checkpoint', 'StopGently', 'seg_learner',
            'kernels_and_rest', 'HalveLR', 'CrossEntropyDice']
 
-# %% ../nbs/21_learner.ipynb #c5acdc4e
+# %% ../nbs/21_learner.ipynb #23f703ce
 import io,os,pickle,random,signal,sys,threading,time,warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -18,6 +18,7 @@ from torch import nn
 from safetensors.torch import save,load_file
 from fastai.callback.core import Callback,CancelEpochException,CancelFitException
 from fastai.callback.tracker import TrackerCallback
+import fastai.callback.core
 import fastai.callback.schedule # adds fit_one_cycle
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
@@ -77,15 +78,16 @@ def save_weights(
     data = save({k:v.detach().cpu().contiguous() for k,v in weights.items()})
     with atomic_path(path) as p: p.write_bytes(data) # safetensors' own `save_file` reports a full disc as no OSError
 
-# %% ../nbs/21_learner.ipynb #ebfd8499
+# %% ../nbs/21_learner.ipynb #e5feab63
 def _random_states(dls):
     "States of all random generators that training depends on"
     kind,key,*rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=(kind,key.tolist(),*rest), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(),
+    return dict(python=random.getstate(), numpy=(kind,key.tolist(),*rest), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         data=[g.bit_generator.state for g in generators(dls)])
 
 def _set_random_states(dls, s):
-    random.setstate(s['python']); np.random.set_state(s['numpy']); torch.set_rng_state(s['torch']); torch.cuda.set_rng_state_all(s['cuda'])
+    random.setstate(s['python']); np.random.set_state(s['numpy']); torch.set_rng_state(s['torch'])
+    if s['cuda'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(s['cuda'])
     for g,state in zip(generators(dls), s['data']): g.bit_generator.state = state
 
 def _plain(x): return float(x) if isinstance(x, np.floating) else tuple(map(_plain, x)) if isinstance(x, tuple) else x
@@ -114,25 +116,25 @@ def _read_checkpoint(path, about):
     if other: raise CellsegError(f"{path} is of another training, with {', '.join(other)}: choose another folder, or remove it to start anew")
     return state
 
-# %% ../nbs/21_learner.ipynb #0cdc149c
+# %% ../nbs/21_learner.ipynb #4e026633
 class Checkpoint(TrackerCallback):
-    "After every epoch write all that is needed to go on, the history, and the weights if they are the best; load the best at the end"
+    "After every epoch write all that is needed to go on, the history, and the weights if they are the best; load these at the end, if asked for"
     order = TrackerCallback.order+1
     def __init__(self,
         folder, # Folder for checkpoint.pt, history.csv and best.safetensors
         about:dict, # What must be the same to go on: network, classes, recipe, …
         resume:bool=False, # Go on from the checkpoint in `folder`, if there is one
-        monitor:str='dice', # Column of the history to watch
+        best:bool=True, # End with the weights of the best epoch by macro Dice (True), or with those of the last?
     ):
-        super().__init__(monitor, comp=np.greater_equal) # of equal epochs the last
-        self.folder,self.about,self.best_epoch,self.seconds = Path(folder),about,None,[]
+        super().__init__('dice', comp=np.greater_equal) # of equal epochs the last
+        self.folder,self.about,self.keep_best,self.best_epoch,self.seconds = Path(folder),about,best,None,[]
         self.file,self.weights = self.folder/'checkpoint.pt',self.folder/'best.safetensors'
         self.writer,self.writing = ThreadPoolExecutor(1),None
         self.found = from_rank0(partial(self._find, resume))
         self.start = self.found['epoch']+1 if self.found else 0
     def _find(self, resume):
-        for p in (self.file,self.weights): # what a process that was killed left half-written
-            for half in self.folder.glob(f'.*-{p.name}'): half.unlink()
+        for p in (self.file,self.weights,self.folder/'history.csv'): # what a process that was killed left half-written
+            for half in self.folder.glob(f'.*-{p.name}'): half.unlink(missing_ok=True)
         return _read_checkpoint(self.file, self.about) if resume and self.file.exists() else None
 
     def before_epoch(self): self._began = time.time()
@@ -148,14 +150,14 @@ class Checkpoint(TrackerCallback):
         self._write_rest(s)
     def _write_rest(self, s):
         "Best weights and history"
-        if s['best_epoch']==s['epoch']: save_weights(s['model'], self.weights)
+        if self.keep_best and s['best_epoch']==s['epoch']: save_weights(s['model'], self.weights)
         h = pd.DataFrame(s['values'], columns=s['columns'])
         h.insert(0, 'epoch', range(len(h)))
         with atomic_path(self.folder/'history.csv') as p: h.assign(seconds=s['seconds']).to_csv(p, index=False)
     def after_fit(self):
         super().after_fit()
         self.written()
-        if self.best_epoch is not None: get_model(self.model).load_state_dict(from_rank0(partial(load_file, self.weights)))
+        if self.keep_best and self.best_epoch is not None: get_model(self.model).load_state_dict(from_rank0(partial(load_file, self.weights)))
 
 # %% ../nbs/21_learner.ipynb #373a4275
 @patch
@@ -251,7 +253,11 @@ def seg_learner(
     for f in _when_made: f(learn)
     return learn
 
-# %% ../nbs/21_learner.ipynb #72c8ce56
+# %% ../nbs/21_learner.ipynb #c8c72a49
+for e in (CancelEpochException,CancelFitException,*[getattr(fastai.callback.core, f'Cancel{n}Exception') for n in ('Batch','Train','Valid','Step','Backward')]):
+    e.__module__ = 'fastai.callback.core' # fastcore's, where it isn't: a callback defined in a notebook could not be sent to another process
+
+# %% ../nbs/21_learner.ipynb #b037882a
 def _print_epoch(learn):
     "Logger that prints one readable line an epoch"
     def log(values): print('  '.join(f'{n} {v:.3f}' if isinstance(v, float) else f'{n} {v}' for n,v in zip(learn.recorder.metric_names, values)), flush=True)
@@ -262,10 +268,11 @@ def _epochs(learn, start):
     if start and (bar := getattr(getattr(learn, 'progress', None), 'mbar', None)): bar.update(0) # it must see the first epoch
     for learn.epoch in range(start, learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
 
-def _fit(learn, fit, recipe, cbs, resume):
+def _fit(learn, fit, recipe, cbs, resume, best):
     "Call `fit(cbs=...)` with the callbacks of every training, from the start or from where it was"
-    store,stop = learn.dls.store,StopGently()
-    keep = Checkpoint(learn.path, dict(network=learn.arch, inputs=list(store.inputs), classes=list(store.classes)) | learn.sharing | recipe, resume)
+    store,stop,names = learn.dls.store,StopGently(),[m.name for m in learn.metrics]
+    if 'dice' not in names: raise CellsegError(f"training watches the metric 'dice', which is not among {', '.join(names) or 'none'}: add `dice_metrics`")
+    keep = Checkpoint(learn.path, dict(network=learn.arch, inputs=list(store.inputs), classes=list(store.classes)) | learn.sharing | recipe | dict(best=best), resume, best)
     with seeded(learn.seed+7919*rank_distrib()), nullcontext() if IN_NOTEBOOK or sys.stdout.isatty() else learn.no_bar():
         learn._do_fit,learn.logger = partial(_epochs, learn, keep.start),_print_epoch(learn)
         try: fit(cbs=[keep,stop,*cbs])
@@ -298,7 +305,7 @@ class HalveLR(Callback):
     def at(self, epoch): return self.lr*self.factor**(epoch//self.every)
     def before_epoch(self): self.opt.set_hyper('lr', self.at(self.epoch))
 
-# %% ../nbs/21_learner.ipynb #bb3bc4d2
+# %% ../nbs/21_learner.ipynb #e8a1cd5c
 @patch
 def fit_paper(self:Learner,
     n_epoch:int=300, # Passes over the training patches
@@ -306,13 +313,14 @@ def fit_paper(self:Learner,
     every:int=50, # Epochs between halvings
     l2:float|None=None, # w of the L2 penalty; None: the paper's, 1e-4 for U-Nets, 0 else
     resume:bool=False, # Go on from the checkpoint in `learn.path`, if there is one
+    best:bool=True, # End with the weights of the epoch with the best Dice (True), or with those of the last?
     cbs=(), # More callbacks
 ):
     "Train by the paper's recipe"
     if l2 is None: l2 = 1e-4 if self.arch.startswith('unet') else 0.
     _optimiser(self, torch.optim.Adam, eps=1e-7)
     recipe = dict(recipe='paper', epochs=n_epoch, lr=lr, every=every, l2=l2)
-    _fit(self, partial(self.fit, n_epoch, lr, wd=[2*l2,0.]), recipe, [HalveLR(lr, every),*cbs], resume)
+    _fit(self, partial(self.fit, n_epoch, lr, wd=[2*l2,0.]), recipe, [HalveLR(lr, every),*cbs], resume, best)
 
 # %% ../nbs/21_learner.ipynb #5d28f797
 class CrossEntropyDice:
@@ -332,7 +340,7 @@ class CrossEntropyDice:
     def activation(self, x): return x.softmax(1)
     def decodes(self, x): return x.argmax(1)
 
-# %% ../nbs/21_learner.ipynb #ce304d94
+# %% ../nbs/21_learner.ipynb #7af45cb9
 @patch
 def fit_fast(self:Learner,
     n_epoch:int, # Passes over the training patches
@@ -340,9 +348,10 @@ def fit_fast(self:Learner,
     wd:float=.01, # Weight decay of AdamW
     loss_func=None, # None: `CrossEntropyDice`
     resume:bool=False, # Go on from the checkpoint in `learn.path`, if there is one
+    best:bool=True, # End with the weights of the epoch with the best Dice (True), or with those of the last?
     cbs=(), # More callbacks
 ):
     "Train with one cycle and AdamW"
     _optimiser(self, torch.optim.AdamW)
     self.loss_func = loss_func or CrossEntropyDice()
-    _fit(self, partial(self.fit_one_cycle, n_epoch, lr, wd=[wd,0.]), dict(recipe='fast', epochs=n_epoch, lr=lr, wd=wd), cbs, resume)
+    _fit(self, partial(self.fit_one_cycle, n_epoch, lr, wd=[wd,0.]), dict(recipe='fast', epochs=n_epoch, lr=lr, wd=wd), cbs, resume, best)

@@ -116,7 +116,7 @@ def plot_scores(
     ax.set(xticks=range(scores['class'].nunique()), xticklabels=scores['class'].unique(), ylabel='Dice', ylim=(min(.5, scores.dice.min()-.05),1.02))
     return ax
 
-# %% ../nbs/40_plot.ipynb #8860b958
+# %% ../nbs/40_plot.ipynb #3e9dcb36
 _fold_colours = ('#0072B2','#E69F00','#009E73','#CC79A7','#56B4E9') # Okabe and Ito's palette, used in turn
 _wrong = MISTAKES['missed']
 
@@ -125,7 +125,7 @@ def _show_groups(ax, values, split):
     starts = [i for i,v in enumerate(values) if not i or v!=values[i-1]]
     for j,(a,b) in enumerate(zip(starts, [*starts[1:],len(values)])):
         ax.add_patch(plt.Rectangle((a,0), b-a, 1, fc=_wrong if values[a] in split else ('#777777','#BBBBBB')[j%2], ec='w', lw=.5))
-        if len(starts)<=40: ax.text((a+b)/2, 1.1, values[a], ha='center', va='bottom', fontsize=6, rotation=0 if len(starts)<=12 else 90)
+        if len(starts)<=40: ax.text((a+b)/2, 1.1, values[a], ha='center', va='bottom', fontsize=6, rotation=0 if len(starts)<=12 else 90, parse_math=False)
     ax.set(xlim=(0,len(values)), ylim=(0,1)); ax.axis('off')
 
 def show_folds(
@@ -140,8 +140,10 @@ def show_folds(
     _,axs = plt.subplots(2, 1, figsize=(width,.6+.25*len(folds)), height_ratios=[1,1.5*len(folds)], layout='constrained', sharex=True)
     if group is None: axs[0].axis('off')
     else: _show_groups(axs[0], order[group].astype(str).tolist(), {str(v) for v,n in fields.groupby(group).fold.nunique().items() if n>1})
-    for j,f in enumerate(folds):
-        for i,held in enumerate(order.fold==f): axs[1].add_patch(plt.Rectangle((i,j), 1, 1, fc=_fold_colours[j%len(_fold_colours)] if held else '#E6E6E6', ec='w', lw=.4 if len(order)<100 else 0))
+    cells = [[plt.matplotlib.colors.to_rgb(_fold_colours[j%len(_fold_colours)] if held else '#E6E6E6') for held in order.fold==f] for j,f in enumerate(folds)]
+    axs[1].imshow(cells, aspect='auto', extent=(0,len(order),len(folds),0), interpolation='nearest')
+    axs[1].hlines(range(1, len(folds)), 0, len(order), color='w', lw=.4)
+    if len(order)<100: axs[1].vlines(range(1, len(order)), 0, len(folds), color='w', lw=.4)
     sizes = fields.fold.value_counts()
     axs[1].set(xlim=(0,len(order)), ylim=(len(folds),0), yticks=np.arange(len(folds))+.5, yticklabels=[f'fold {f}: {len(order)-sizes[f]} + {sizes[f]}' for f in folds], xticks=[])
     axs[1].set_xlabel(f'{len(order)} fields', fontsize=8); axs[1].tick_params(length=0, labelsize=7); axs[1].spines[:].set_visible(False)

@@ -123,13 +123,14 @@ class Segmenter:
         probs = np.concatenate([p for _,p in self.bands(image, tile, overlap, name)], axis=1)
         return Prediction(probs.argmax(0).astype(np.uint8), probs)
 
-# %% ../nbs/30_predict.ipynb #fcd66f84
+# %% ../nbs/30_predict.ipynb #6c5abe85
 @patch
 def save(self:Segmenter,
     folder, # Folder to write `weights.safetensors` and `segmenter.json` to
 ):
     "Save the segmenter"
     folder = Path(folder)
+    (folder/'ensemble.json').unlink(missing_ok=True)
     save_weights(self.model.state_dict(), folder/'weights.safetensors')
     with atomic_path(folder/'segmenter.json') as p: p.write_text(json.dumps(self.config, indent=1))
 
@@ -141,12 +142,15 @@ def load(cls:Segmenter,
     "Load a segmenter; nothing in the files is executed"
     folder = Path(folder)
     try:
-        if (folder/'ensemble.json').exists(): return Ensemble([Segmenter.load(folder/m, device) for m in json.loads((folder/'ensemble.json').read_text())['members']])
+        if (folder/'ensemble.json').exists():
+            members = json.loads((folder/'ensemble.json').read_text())['members']
+            if not members or any(Path(m).name!=m for m in members): raise ValueError('ensemble.json must name sub-folders')
+            return Ensemble([Segmenter.load(folder/m, device) for m in members])
         if (folder/'segmenter'/'segmenter.json').exists(): folder = folder/'segmenter'
         for f in ('segmenter.json','weights.safetensors'):
             if not (folder/f).is_file(): raise CellsegError(f'{folder} holds no segmenter: {f} is missing')
         cfg,weights = json.loads((folder/'segmenter.json').read_text()),load_file(folder/'weights.safetensors')
-    except (json.JSONDecodeError,UnicodeDecodeError,SafetensorError) as e: raise CellsegError(f'the segmenter in {folder} is damaged: {e}') from e
+    except (ValueError,KeyError,TypeError,SafetensorError) as e: raise CellsegError(f'the segmenter in {folder} is damaged: {e}') from e
     model = create_model(cfg['arch'], len(cfg['inputs']), len(cfg['classes']), **cfg['arch_kwargs'])
     try: model.load_state_dict(weights)
     except RuntimeError as e: raise CellsegError(f"{folder}/weights.safetensors does not fit the network {cfg['arch']} with {len(cfg['inputs'])} input(s) and {len(cfg['classes'])} classes: {str(e).splitlines()[1].strip()}") from e

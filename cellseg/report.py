@@ -30,7 +30,7 @@ def _table(df, digits=3):
     def show(v): return '–' if isinstance(v, float) and np.isnan(v) else f'{v:.{digits}f}' if isinstance(v, float) else str(v)
     return Table(Tr(*[Th(str(c)) for c in df.columns]), *[Tr(*[Td(show(v)) for v in r]) for r in df.itertuples(index=False)])
 
-# %% ../nbs/42_report.ipynb #d581c9ee
+# %% ../nbs/42_report.ipynb #b1a42f5e
 def _scores_section(run, against, title):
     "Dice per class over fields, as a table and a picture"
     if against not in run.scored: return []
@@ -41,12 +41,14 @@ def _scores_section(run, against, title):
     return [H2(title), note, Div(_table(summarise(scores).reset_index()), _figure(plot_scores, scores, alt='Dice of each field'), cls='row'),
         Details(Summary('Every field'), _table(wide.sort_values('mean').reset_index()))]
 
+# %% ../nbs/42_report.ipynb #44a781e5
 def _show_field(config, f):
     "The comparison figure of one held-out field"
     stain = {c:read_grey(f[c]) for c in ('nuclei','cytoplasm') if c in f and c not in config['inputs'] and isinstance(f[c], str)}
     n = len(config['classes'])
     show_comparison(read_grey(f[config['inputs'][0]]), read_label(f.label, n), read_label(f.prediction, n), classes=config['classes'], **stain)
 
+# %% ../nbs/42_report.ipynb #bacd0e3f
 def _fields_section(run, scores, n):
     "The worst and best fields, drawn"
     macro = scores.groupby('field').dice.mean().sort_values()
@@ -55,7 +57,7 @@ def _fields_section(run, scores, n):
     def legend(): plt.figure(figsize=(9,.3)); show_legend(run.config['classes'])
     out = [H2('Held-out fields, the worst first'), _figure(legend, alt='legend')]
     for f in (fields.loc[f].copy() for f in pick):
-        if 'prediction' not in f: f['prediction'] = folder/'predictions'/f'{f.field}_label.tif'
+        if 'folds' not in run.config: f['prediction'] = folder/'predictions'/f'{f.field}_label.tif'
         out += [P(f.field, f': mean Dice {macro[f.field]:.3f}', f', fold {f.fold}'*('folds' in run.config)), _figure(_show_field, run.config, f, alt='comparison')]
     return out
 
@@ -87,8 +89,9 @@ def _write_page(path, title, *body):
     with atomic_path(path) as p: p.write_text(to_xml(page), encoding='utf-8')
     return Path(path)
 
-# %% ../nbs/42_report.ipynb #ae331265
-_tiles_note = P('These are tiles cut from the same fields as the training tiles. They share light, focus and cells at the cut: expect lower Dice on new fields.')
+# %% ../nbs/42_report.ipynb #65c34276
+_tiles_note = P('These are tiles cut from the same fields as the training tiles. They share light, focus and cells at the cut: expect lower Dice on new fields. An interval, where there is one, is over such tiles and says nothing about new fields.')
+_best_note = P('The weights kept are those of the epoch that did best on patches of the held-out fields, which makes their scores a little too good. A cross-validation takes the last epoch, unless told otherwise.')
 
 def _run_body(run, n):
     "What the report of a run holds"
@@ -96,10 +99,11 @@ def _run_body(run, n):
     held,classes,tiles = run.config['n_held_out'],run.config['classes'],'source' in run.fields
     what = ('tile' if tiles else 'field') + ('s' if held>1 else '')
     lead = P(f"Mean Dice {s.loc['all','mean']:.3f} on {held} {what} the network never saw: ", ', '.join(f'{c} {s.loc[c,"mean"]:.3f}' for c in classes), '.', cls='big')
-    return [lead, *[_tiles_note]*tiles, *_data_section(run), *_scores_section(run, 'label', 'Dice of held-out fields'),
+    return [lead, *[_tiles_note]*tiles, *[_best_note]*run.config.get('best', True), *_data_section(run), *_scores_section(run, 'label', 'Dice of held-out fields'),
         *_scores_section(run, 'truth', 'The same predictions against the exact truth of the simulation'),
         H2('Training'), _figure(plot_history, run.history, classes, alt='loss and Dice after each epoch'), *_fields_section(run, run.scores(), n), H2('Settings'), *_settings_section(run)]
 
+# %% ../nbs/42_report.ipynb #8cb15332
 def make_report(
     run, # `Run`, `CrossValidation`, or the folder of one
     n:int=3, # Worst and best fields to draw
@@ -109,7 +113,7 @@ def make_report(
     body = _folds_body(run, n) if isinstance(run, CrossValidation) else _run_body(run, n)
     return _write_page(run.folder/'report.html', run.folder.resolve().name, *body)
 
-# %% ../nbs/42_report.ipynb #9f575f94
+# %% ../nbs/42_report.ipynb #8a281989
 def _folds_section(cv, against, title):
     "Mean, spread and interval per class, as a table and a picture"
     if against not in cv.scored: return []
@@ -119,6 +123,7 @@ def _folds_section(cv, against, title):
     return [H2(title), P(f"Mean over fields, standard deviation over the folds' means, and a bootstrap interval for which {s.resampled.iloc[0]} were drawn with replacement{' (so few make it too narrow)' if int(s.resampled.iloc[0].split()[0])<10 else ''}. 'all' is the mean over classes."),
         Div(_table(s.drop(columns='resampled').reset_index()), _figure(cv.plot, against, alt='Dice by class and fold'), cls='row'), Details(Summary('Every field'), _table(wide.sort_values('mean').reset_index()))]
 
+# %% ../nbs/42_report.ipynb #da062cd9
 def _folds_body(cv, n):
     "What the report of a cross-validation holds"
     s,c,fields = cv.summary(),cv.config,cv.fields
@@ -127,7 +132,7 @@ def _folds_body(cv, n):
         ', '.join(f'{k} {s.loc[k,"mean"]:.3f}' for k in cv.classes), '.', cls='big')
     seconds,machines = sum(r.config['total_seconds'] for r in cv.runs),sorted({r.config['machine'] for r in cv.runs})
     rows = _data_rows(c, fields, f"{c['arch']}, {run.config['n_params']:,} parameters") | {'Folds':f"{len(c['folds'])}, each a network of its own", 'Training and prediction':f"{c['epochs']} epochs a fold, {seconds:.0f} s for all folds, {run.config['precision']}, on {' and '.join(machines)}"}
-    return [lead, *[_tiles_note]*('source' in fields), H2('What was trained on what'), P('A column is a field, a row a fold: coloured where held out, grey where trained on.'), _figure(show_folds, fields, c['group'], alt='folds'),
+    return [lead, *[_tiles_note]*('source' in fields), *[_best_note]*c.get('best', True), H2('What was trained on what'), P('A column is a field, a row a fold: coloured where held out, grey where trained on.'), _figure(show_folds, fields, c['group'], alt='folds'),
         _table(pd.DataFrame(rows.items(), columns=['','value'])), *_folds_section(cv, 'label', 'Dice of held-out fields'), *_folds_section(cv, 'truth', 'The same predictions against the exact truth of the simulation'),
         H2('Training'), *[Details(Summary(f"Fold {r.config['valid_fold']}: Dice {r.scores().groupby('field').dice.mean().mean():.3f}"), _figure(plot_history, r.history, cv.classes, alt='loss and Dice after each epoch')) for r in cv.runs],
         *_fields_section(cv, cv.scores, n), H2('Settings'), *_settings_section(cv)]

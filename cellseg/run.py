@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['score_fields', 'summarise', 'Run', 'train']
 
-# %% ../nbs/35_run.ipynb #f6c14cb7
-import hashlib,inspect,json,os,platform,shutil,time
+# %% ../nbs/35_run.ipynb #86bcf6a8
+import hashlib,inspect,json,platform,shutil,time
 from importlib.metadata import version
 from pathlib import Path
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from functools import partial
 from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 from fastcore.meta import delegates
 from .core import CLASSES,CellsegError,atomic_path
 from .io import image_info
-from .fields import save_fields,load_fields,kfold_fields,image_columns
+from .fields import save_fields,load_fields,kfold_fields,absolute_paths,whole_folds
 from .augment import paper_augment
 from .data import patch_dls,read_label,complete_fields
 from .models.registry import n_params
@@ -48,7 +48,7 @@ def summarise(
     g = pd.concat([scores,macro]).groupby('class', sort=False).dice
     return g.agg(mean='mean', std='std', min='min', max='max', n='count')
 
-# %% ../nbs/35_run.ipynb #e2849a4d
+# %% ../nbs/35_run.ipynb #c2818309
 def _scores_file(against): return 'scores.csv' if against=='label' else f'scores_{against}.csv'
 
 class Run:
@@ -70,23 +70,23 @@ class Run:
     def scores(self, against='label'):
         "Scores of the held-out fields against column `against`: 'label', or 'truth' if the fields table has it"
         if not (self.folder/_scores_file(against)).exists(): raise CellsegError(f'{self.folder} has no scores against {against!r}' + ('' if self.finished else ': its training is not finished, call train again to go on'))
-        return pd.read_csv(self.folder/_scores_file(against), dtype={'field':str})
+        return pd.read_csv(self.folder/_scores_file(against), dtype={'field':str, 'class':str}, keep_default_na=False, na_values=dict(dice=['']))
     @property
     def scored(self): return [a for a in ('label','truth') if (self.folder/_scores_file(a)).exists()]
     def __repr__(self):
         dice = f"Dice {summarise(self.scores()).loc['all','mean']:.3f}" if self.scored else 'not finished'
         return f"Run({self.folder.name}: {self.config['arch']}, {dice})"
 
-# %% ../nbs/35_run.ipynb #d9a83e81
+# %% ../nbs/35_run.ipynb #e8aa92fb
 def _clear(out):
     "Remove an earlier run"
     if (out/'config.json').exists():
-        for p in ('config.json','history.csv','scores.csv','scores_truth.csv','report.html','best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
+        for p in ('config.json','history.csv','scores.csv','scores_truth.csv','report.html','ensemble.json','best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
         for p in ('segmenter','predictions'): shutil.rmtree(out/p, ignore_errors=True)
     return out
 
 def _write_config(out, config):
-    with atomic_path(out/'config.json') as p: p.write_text(json.dumps(config, indent=1))
+    with atomic_path(out/'config.json') as p: p.write_text(json.dumps(config, indent=1, default=np.ndarray.tolist))
 
 def _environment():
     "What a reader needs to know of where a run was made"
@@ -103,14 +103,14 @@ def _recipe(name, epochs, lr, size, seed):
     aug = paper_augment(size, round(122*size/224), 15*size/224, seed=seed)
     return name,partial(Learner.fit_paper, n_epoch=epochs, every=max(1, round(epochs/6)), **lr),aug,'keras'
 
-# %% ../nbs/35_run.ipynb #ac721f45
+# %% ../nbs/35_run.ipynb #b0f7d518
 _not_settings = ('versions','machine','pixel_size','training_seconds','total_seconds') # of what is in config.json
 _not_recorded = ('fields','batch_tfms','num_workers','device','cache') # arguments of `patch_dls` that are recorded in another way, or change nothing
 
 def _same_run(out, config):
     "Check that the run in `out` was begun with these settings"
-    older = {k:v for k,v in dict(probs=False, processes=1).items() if k in config} # runs made before there were these settings
-    then,now = ({k:v for k,v in c.items() if k not in _not_settings} for c in (older|Run(out).config,json.loads(json.dumps(config))))
+    older = {k:v for k,v in dict(probs=False, processes=1, best=True).items() if k in config} # runs made before there were these settings
+    then,now = ({k:v for k,v in c.items() if k not in _not_settings} for c in (older|Run(out).config,json.loads(json.dumps(config, default=np.ndarray.tolist))))
     other = [k for k in {**then,**now} if then.get(k)!=now.get(k)]
     told = [f'its {k} is {then.get(k)!r}, here {now.get(k)!r}' for k in other if k not in ('data','labels')] + ['its images, labels or folds are others']*('data' in other)
     if other: raise CellsegError(f"{out} holds another run: {', '.join(told)}. Choose another folder, or overwrite it")
@@ -126,7 +126,11 @@ def _augmentation(tfms):
 
 def _begin(out, fields, config, overwrite):
     "Write what a run begins with. Is there one to go on with, and is it finished?"
-    go_on = (out/'config.json').exists() and not overwrite
+    there = (out/'config.json').exists()
+    if there and 'folds' in Run(out).config: raise CellsegError(f'{out} holds a cross-validation: choose another folder')
+    for p in ('config.json','fields.csv','scores.csv','scores_truth.csv'): # what a process that was killed left half-written
+        for half in out.glob(f'.*-{p}'): half.unlink(missing_ok=True)
+    go_on = there and not overwrite
     if go_on:
         _same_run(out, config)
         if Run(out).finished: return True,True
@@ -134,7 +138,7 @@ def _begin(out, fields, config, overwrite):
     save_fields(fields, out/'fields.csv'); _write_config(out, config)
     return go_on,False
 
-# %% ../nbs/35_run.ipynb #a90a426f
+# %% ../nbs/35_run.ipynb #a957c72d
 def _finish(out, config, learn, held):
     "Save the segmenter, predict and score the held-out fields"
     start,history,s = time.time(),Run(out).history,learn.dls.store
@@ -143,7 +147,7 @@ def _finish(out, config, learn, held):
     seg.save(out/'segmenter')
     held = predict_fields(held, seg, out/'predictions', probs=config['probs'])
     bad = held.problem.dropna()
-    if len(bad): raise CellsegError(f'{bad.iloc[0]}: {len(bad)} of {len(held)} held-out fields could not be predicted. The training is done and kept in {out}: when the images are there again, the same call goes on')
+    if len(bad): raise CellsegError(f'{bad.iloc[0]}: {len(bad)} of {len(held)} held-out fields could not be predicted. The training is done and kept in {out}: when the images are there again, the same call (without overwrite) goes on')
     for against in {'label','truth'} & set(held):
         with atomic_path(out/_scores_file(against)) as p: score_fields(held, s.classes, against).to_csv(p, index=False)
     _write_config(out, config | dict(total_seconds=round(config['training_seconds']+time.time()-start, 1)))
@@ -151,7 +155,7 @@ def _finish(out, config, learn, held):
         for p in ('best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
     return Run(out)
 
-# %% ../nbs/35_run.ipynb #d35ed09d
+# %% ../nbs/35_run.ipynb #0b5716c1
 @delegates(patch_dls, but=['device'])
 def train(
     fields:pd.DataFrame, # Fields table with paths of the inputs and `label`; `fold` optional
@@ -166,23 +170,24 @@ def train(
     overwrite:bool=False, # Replace a run that is already there?
     cbs=(), # More fastai callbacks
     probs:bool=False, # Keep the class probabilities of the held-out fields, predictions/<field>_probs.tif?
+    best:bool=True, # End with the weights of the epoch with the best Dice on patches of the held-out fields (True), or with those of the last (False: nothing is chosen by these fields)?
     sync_every:int=1, # If several processes share the training: average gradients in every step (1), or weights after so many
     **kwargs, # For `patch_dls`
 ) -> Run: # Of several processes rank 0 has it when all is done; the others get None
     "Train on all folds but one, predict and score the fields of that one"
     out,given = Path(out),{n:p.default for n,p in inspect.signature(patch_dls).parameters.items() if n not in _not_recorded} | kwargs
     inputs,classes,size,seed = tuple(given['inputs']),tuple(given['classes']),given['size'],given['seed']
-    fields = complete_fields(fields, [*inputs,'label'])
-    for c in image_columns(fields): fields[c] = fields[c].map(lambda p: os.path.abspath(p) if p else None) # a run can be read from anywhere
+    fields = absolute_paths(complete_fields(fields, [*inputs,'label'])) # a run can be read from anywhere
     if 'fold' not in fields: fields = kfold_fields(fields, k, group, seed=seed)
+    fields = whole_folds(fields)
     recipe,fit,tfms,init = _recipe(recipe, epochs, lr, size, seed)
     dls = patch_dls(fields, **{'batch_tfms':tfms} | kwargs)
     learn = seg_learner(dls, arch, out, precision, seed, init=init).distribute(sync_every)
     held = fields[fields.fold==given['valid_fold']]
-    config = {n:v for n,v in given.items() if n not in _not_recorded} | dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, group=group,
+    config = {n:v for n,v in given.items() if n not in _not_recorded} | dict(arch=arch, n_params=n_params(learn.model), recipe=recipe, init=init, epochs=epochs, lr=lr, best=best, group=group,
         precision=learn.precision, n_train_fields=len(fields)-len(held), n_held_out=len(held), inputs=inputs, classes=classes, probs=probs, augment=_augmentation(dls.augment),
         pixel_size=image_info(fields[inputs[0]].iloc[0]).pixel_size, data=_data_hash(dls.store)) | learn.sharing | _environment()
     go_on,finished = from_rank0(partial(_begin, out, fields, config, overwrite))
-    if finished: return Run(out)
-    fit(learn, cbs=cbs, resume=go_on)
+    if finished: return None if rank_distrib() else Run(out)
+    fit(learn, cbs=cbs, resume=go_on, best=best)
     if not rank_distrib(): return _finish(out, config, learn, held)

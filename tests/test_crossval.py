@@ -1,7 +1,7 @@
 """Cross-validation: sums by hand, intervals, leaks, killed and continued, side by side, on a Dask cluster
 
 Run as a program, this file cross-validates in the folder given, to be killed."""
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import joblib, numpy as np, pandas as pd, pytest, torch
 from cellseg.core import CellsegError, FieldsError
@@ -9,7 +9,9 @@ from cellseg.crossval import CrossValidation, bootstrap_means, compare, cross_va
 from cellseg.fields import kfold_fields, load_fields, save_fields
 from cellseg.io import read_image, write_image
 from cellseg.plot import show_folds
-from cellseg.predict import Segmenter
+from cellseg.predict import Ensemble, Segmenter
+from cellseg.report import make_report
+from cellseg.run import train
 from cellseg.simulate import simulate_fields
 from cellseg.workers import lock_file
 
@@ -200,7 +202,9 @@ def test_leaks_are_refused(fields, tmp_path):
     with pytest.raises(FieldsError, match=f"fields '{fields.field[0]}' .* and 'twin' .* have the same brightfield image: .*Remove one of them"): cross_validate(both, 'unet', tmp_path/'cv', **SMALL)
     with pytest.raises(FieldsError, match="have the same well, A.*Make the folds anew"): cross_validate(fields.assign(fold=[0,1,1,1,2,2]), 'unet', tmp_path/'cv', group='well', **SMALL)
     assert not (tmp_path/'cv').exists()
-    show_folds(both, 'well')
+    strip,folds = show_folds(both, 'well')
+    assert 'well' not in [t.get_text() for t in strip.texts] and len(strip.texts)==both.well.nunique()==4
+    assert folds.images[0].get_array().shape[:2]==(3,7)
 
 @pytest.mark.parametrize('change,kw,why', [
     (dict(), dict(k=7), '7 folds of 6 fields'), (dict(), dict(k=4, group='well'), '4 folds of 3 different values of well'),
@@ -225,6 +229,26 @@ def test_a_fold_without_a_class(fields, tmp_path):
     s = cv.summary()
     assert s.n['background']==6 and s.n['nucleus']<=6 and 0<=s['mean']['nucleus']<=1
     with pytest.raises(FieldsError, match='no label image shows nucleus'): cross_validate(two[2:].assign(fold=[0,1]*2), 'unet', tmp_path/'cv2', **SMALL)
+
+def test_odd_tables(fields, tmp_path):
+    "A channel that one field lacks, ids that pandas would take for missing values, folds as 0.0 and 1.0; and what may not replace what"
+    odd = fields.assign(field=['NA','None','nan','d','e','f'], fold=[0.,1.]*3, nuclei=[None,*fields.nuclei[1:]])
+    save_fields(odd, tmp_path/'fields.csv')
+    quick = SMALL | dict(epochs=1, n_train=8, n_jobs=1)
+    for table in (odd,load_fields(tmp_path/'fields.csv')): cv = cross_validate(table, 'unet', tmp_path/'cv', **quick) # the second: the same, done before
+    assert set(cv.scores.field)==set(odd.field) and cv.summary().n['all']==6
+    html = make_report(cv).read_text(encoding='utf-8')
+    assert all(re.search(rf'<p>\s*{f}\s*: mean Dice', html) for f in odd.field) # each is drawn
+    assert isinstance(Segmenter.load(cv.folder), Ensemble)
+    with pytest.raises(CellsegError, match='holds a cross-validation'): train(odd, cv.folder, overwrite=True, size=32, bs=4, epochs=1, n_train=8)
+    (tmp_path/'seg').mkdir()
+    for text in ('{}','[]','{"members": ["."]}','{"members": ["../cv/fold0"]}'):
+        (tmp_path/'seg'/'ensemble.json').write_text(text)
+        with pytest.raises(CellsegError, match='is damaged'): Segmenter.load(tmp_path/'seg')
+    cv.runs[0].segmenter.save(tmp_path/'seg') # replaces the ensemble
+    assert not isinstance(Segmenter.load(tmp_path/'seg'), Ensemble)
+    (cv.folder/'config.json').unlink()
+    with pytest.raises(CellsegError, match='holds fold 0 of a cross-validation whose config.json is gone'): cross_validate(odd, 'unet', cv.folder, **quick | dict(epochs=2))
 
 def test_another_experiment_in_the_folder(cv, fields):
     for kw,why in [(dict(SMALL, epochs=2), 'its epochs is 3, here 2'), (dict(SMALL, batch_tfms=()), 'its augment is None'), (dict(SMALL, seed=1), 'its seed is 0, here 1')]:

@@ -113,7 +113,10 @@ def folder(tmp_path_factory):
     return folder
 
 @pytest.fixture(scope='module')
-def two(folder): return launch(everything, 2, folder)
+def two(folder):
+    torch.set_num_threads(4)
+    try: return launch(everything, 2, folder)
+    finally: torch.set_num_threads(1)
 
 def test_gradients_are_those_of_one_process(folder, two):
     "Two processes with batches of 3 against one with batches of 6, in double precision"
@@ -123,7 +126,7 @@ def test_gradients_are_those_of_one_process(folder, two):
     assert (other-one).abs().max()>1e-4 # the first three patches alone would not do
 
 def test_processes_stay_equal(two):
-    assert two['threads']==1
+    assert two['threads']==2 # half of the four of this process
     assert len(two['whole']['equal'])==4 and all(all(e) for e in two['whole']['equal'])
 
 def test_patches_are_shared_out(folder, two):
@@ -224,11 +227,14 @@ def test_launch_from_a_notebook():
 from cellseg.core import CellsegError
 from cellseg.distributed import launch
 import os,time
+from pathlib import Path
 n = 7
 def f(folder):
-    if os.environ['RANK']=='0': print('hello from one of', os.environ['WORLD_SIZE'])
+    said = Path(os.environ['CELLSEG_LAUNCH'])/'said'
+    if os.environ['RANK']=='0': print('hello from one of', os.environ['WORLD_SIZE']); said.touch()
     else:
-        time.sleep(2)
+        while not said.exists(): time.sleep(.1)
+        time.sleep(1)
         raise CellsegError(f'field {n} is missing')
     time.sleep(600)
 ''', 'launch(f, 2, "data")')])

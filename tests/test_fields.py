@@ -3,7 +3,7 @@ import re, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from cellseg.core import FieldsError, ImageError
-from cellseg.fields import check_leaks, find_fields, image_columns, kfold_fields, load_fields, natural, same_size, save_fields, tile_fields
+from cellseg.fields import absolute_paths, check_leaks, find_fields, image_columns, kfold_fields, load_fields, natural, same_size, save_fields, tile_fields, whole_folds
 from cellseg.io import image_info, read_grey, write_image
 
 real = Path(__file__).parents[2]/'shared'/'data'
@@ -230,3 +230,20 @@ def test_tiles_of_what_does_not_fit(tmp_path):
     with pytest.raises(ImageError, match='c.tif.*too small'): tile_fields(table('c.tif','c.tif'), tmp_path/'t')
     with pytest.raises(ImageError, match='no such file'): tile_fields(table('a.tif','no.tif'), tmp_path/'t')
     assert not (tmp_path/'t').exists()
+
+def test_ids_stay_in_their_folder(rng):
+    for bad in ('../x','a/../../x','/x'):
+        with pytest.raises(FieldsError, match='would be a file outside its folder'): kfold_fields(some_fields(rng, 4).assign(field=['a','b','c',bad]), 2)
+
+@pytest.mark.parametrize('fold,good', [([0.,1.,1.],True), (['0','1','1'],True), ([0,.5,1],False), ([0,None,1],False), (['a','b','a'],False)])
+def test_folds_are_whole_numbers(rng, fold, good):
+    fields = some_fields(rng, 3).assign(fold=fold)
+    if good: assert whole_folds(fields).fold.tolist()==[0,1,1]
+    else:
+        with pytest.raises(FieldsError, match='`fold` must be a whole number'): whole_folds(fields)
+
+def test_absolute_paths_keep_gaps():
+    fields = pd.DataFrame(dict(field=['a','b','c'], brightfield=['x.tif','/y.tif','z.tif'], nuclei=['n.tif',None,float('nan')]))
+    for f in (fields,absolute_paths(fields),fields.astype({'nuclei':'str'})): # again and again
+        out = absolute_paths(f)
+        assert out.brightfield.tolist()==[str(Path.cwd()/'x.tif'),'/y.tif',str(Path.cwd()/'z.tif')] and out.nuclei.tolist()==[str(Path.cwd()/'n.tif'),None,None]
