@@ -5,7 +5,7 @@ python tests/benchmarks/folds.py [--size 96] [--patches 96] [--turns 2] [--netwo
 The folds are those of `cross_validate`, once with n_jobs=1, where a fold has all cores, and once with two workers that share them; starting the workers is counted. A checkpoint costs the time for which training waits
 for it (a copy in memory), compared with an epoch of 60 s, and processor time of the thread that writes it, compared with that of all cores in 60 s (on a GPU nobody needs it).
 """
-import argparse, os, tempfile, time
+import argparse, os, sys, tempfile, time
 from pathlib import Path
 from statistics import median
 from cellseg.crossval import cross_validate
@@ -66,4 +66,4 @@ if __name__=='__main__':
     print(load())
     result = rows(**args)
     show(result); print(machine())
-    if file: write([r | dict(machine=machine()) for r in result], file)
+    if file: write([r | dict(machine=machine(), command='python tests/benchmarks/folds.py '+' '.join(sys.argv[1:])) for r in result], file)
