@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['score_fields', 'summarise', 'Run', 'train']
 
-# %% ../nbs/35_run.ipynb #86bcf6a8
+# %% ../nbs/35_run.ipynb #cbecc945
 import hashlib,inspect,json,platform,shutil,time
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastai.torch_core import rank_distrib
 from fastcore.meta import delegates
 from .core import CLASSES,CellsegError,atomic_path
 from .io import image_info
-from .fields import save_fields,load_fields,kfold_fields,absolute_paths,whole_folds
+from .fields import save_fields,load_fields,kfold_fields,absolute_paths,whole_folds,_check_ids
 from .augment import paper_augment
 from .data import patch_dls,read_label,complete_fields
 from .models.registry import n_params
@@ -155,7 +155,7 @@ def _finish(out, config, learn, held):
         for p in ('best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
     return Run(out)
 
-# %% ../nbs/35_run.ipynb #0b5716c1
+# %% ../nbs/35_run.ipynb #bc5d3152
 @delegates(patch_dls, but=['device'])
 def train(
     fields:pd.DataFrame, # Fields table with paths of the inputs and `label`; `fold` optional
@@ -178,6 +178,7 @@ def train(
     out,given = Path(out),{n:p.default for n,p in inspect.signature(patch_dls).parameters.items() if n not in _not_recorded} | kwargs
     inputs,classes,size,seed = tuple(given['inputs']),tuple(given['classes']),given['size'],given['seed']
     fields = absolute_paths(complete_fields(fields, [*inputs,'label'])) # a run can be read from anywhere
+    _check_ids(fields)
     if 'fold' not in fields: fields = kfold_fields(fields, k, group, seed=seed)
     fields = whole_folds(fields)
     recipe,fit,tfms,init = _recipe(recipe, epochs, lr, size, seed)

@@ -187,11 +187,14 @@ def waits(folder):
     time.sleep(600)
 
 def test_interrupt_ends_all(folder):
+    old = signal.signal(signal.SIGINT, signal.default_int_handler) # a shell lets what it starts in the background ignore interrupts
     def interrupt():
         while len(list(folder.glob('waits-*')))<2: time.sleep(.1)
         time.sleep(.5); os.kill(os.getpid(), signal.SIGINT)
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt): launch(waits, 2, folder)
+    try:
+        with pytest.raises(KeyboardInterrupt): launch(waits, 2, folder)
+    finally: signal.signal(signal.SIGINT, old)
     assert not any(psutil.pid_exists(int(p.read_text())) for p in folder.glob('waits-*'))
 
 def kill_when(n_epochs, folder, p):
