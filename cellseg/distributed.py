@@ -142,11 +142,11 @@ def _be_rank():
     if not code: atexit._run_exitfuncs()
     os._exit(code) # not waiting for threads of torch that may wait for other processes
 
-# %% ../nbs/22_distributed.ipynb #f6c32ade
+# %% ../nbs/22_distributed.ipynb #538668b3
 def _environment(rank, n, port, folder):
     "Environment of a process: what torchrun would set, its share of the threads, this process's modules"
     env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=n, LOCAL_WORLD_SIZE=n, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, TORCHELASTIC_USE_AGENT_STORE=True,
-        OMP_NUM_THREADS=max(1, torch.get_num_threads()//n), PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PYTHONUNBUFFERED=1, TMPDIR=folder/'tmp', CELLSEG_LAUNCH=folder)
+        **dict.fromkeys(('OMP_NUM_THREADS','MKL_NUM_THREADS'), max(1, torch.get_num_threads()//n)), PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PYTHONUNBUFFERED=1, TMPDIR=folder/'tmp', CELLSEG_LAUNCH=folder)
     if sys.platform=='linux': env['GLOO_SOCKET_IFNAME'] = 'lo'
     return os.environ | {k:str(v) for k,v in env.items()}
 
