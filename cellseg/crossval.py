@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['bootstrap_means', 'CrossValidation', 'cross_validate', 'compare']
 
-# %% ../nbs/36_crossval.ipynb #f34d2b94
-import hashlib,inspect,json,shutil,traceback,warnings
-from contextlib import nullcontext,redirect_stderr,redirect_stdout
+# %% ../nbs/36_crossval.ipynb #fcc5772b
+import inspect,json,shutil,traceback,warnings
+from contextlib import contextmanager,nullcontext,redirect_stderr,redirect_stdout
 from multiprocessing import current_process
 from pathlib import Path
 import joblib,numpy as np,pandas as pd,torch
 import matplotlib.pyplot as plt
 from tqdm import tqdm
+from filelock import FileLock,Timeout
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from .core import CLASSES,CellsegError,FieldsError,atomic_path,class_colours
@@ -20,8 +21,8 @@ from .io import pixel_hash
 from .fields import absolute_paths,check_leaks,hash_images,kfold_fields,load_fields,save_fields,whole_folds
 from .data import complete_fields,read_label
 from .predict import Ensemble
-from .workers import lock_file,n_workers,sharing,side_by_side
-from .run import Run,train,_augmentation,_environment,_not_recorded,_same_run,_write_config
+from .workers import n_workers,sharing,side_by_side
+from .run import Run,train,_augmentation,_digest,_environment,_not_recorded,_same_run,_write_config
 
 # %% ../nbs/36_crossval.ipynb #1e7c1c36
 def _loaders():
@@ -32,19 +33,25 @@ def _loaders():
 # %% ../nbs/36_crossval.ipynb #77693d38
 def _line(fold, run, note=''): return f"fold {fold}: Dice {run.scores().groupby('field').dice.mean().mean():.3f}, {run.config['total_seconds']:.0f} s{note}"
 
-# %% ../nbs/36_crossval.ipynb #d21b77bc
+# %% ../nbs/36_crossval.ipynb #d8c015d3
+@contextmanager
+def _to(path):
+    "Append what is printed to a file"
+    with open(path, 'a', buffering=1) as log, redirect_stdout(log), redirect_stderr(log): yield
+
+# %% ../nbs/36_crossval.ipynb #0a2e71fc
 def _train_fold(job):
     "Train one fold: its number, a line about it, and whether it failed"
     fields,out,arch,fold,settings = job
     folder,worker = out/f'fold{fold}',sharing()>0
     folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_file(out/f'.fold{fold}.lock', wait=5)
-    if lock is None: return fold,'another process is training it: wait for it, or end it',True
-    with lock, open(folder/'log.txt', 'a', buffering=1) if worker else nullcontext() as log, redirect_stdout(log) if worker else nullcontext(), redirect_stderr(log) if worker else nullcontext():
-        try: run = train(fields, folder, arch, **(dict(num_workers=_loaders()) if worker else {})|settings, valid_fold=fold)
-        except Exception as e:
-            if worker or not isinstance(e, CellsegError): traceback.print_exc()
-            return fold,str(e) if isinstance(e, CellsegError) else f'{type(e).__name__}: {e}',True
+    try:
+        with FileLock(out/f'.fold{fold}.lock', timeout=5), _to(folder/'log.txt') if worker else nullcontext():
+            try: run = train(fields, folder, arch, **(dict(num_workers=_loaders()) if worker else {})|settings, valid_fold=fold)
+            except Exception as e:
+                if worker or not isinstance(e, CellsegError): traceback.print_exc()
+                return fold,str(e) if isinstance(e, CellsegError) else f'{type(e).__name__}: {e}',True
+    except Timeout: return fold,'another process is training it: wait for it, or end it',True
     if not run.finished: raise KeyboardInterrupt(f'fold {fold} was stopped before its last epoch: the same call goes on from there')
     return fold,_line(fold, run),False
 
@@ -203,14 +210,14 @@ def plot(self:CrossValidation,
     ax.title.set_fontsize(8)
     return ax
 
-# %% ../nbs/36_crossval.ipynb #ff61a378
+# %% ../nbs/36_crossval.ipynb #f11f6d55
 _not_compared = ('fields','out','arch','k','group','overwrite','cbs','probs','valid_fold') # arguments of `train` that are recorded in another way
 
 def _config(fields, hashes, arch, group, probs, settings):
     "Settings, and hashes of the data, by which a cross-validation is known again"
     s = {n:p.default for n,p in inspect.signature(train).parameters.items()} | settings
     tfms = s.get('batch_tfms')
-    def digest(columns): return hashlib.blake2b(json.dumps(sorted(zip(fields.field, fields.fold.tolist(), *(hashes[c] for c in columns)))).encode(), digest_size=16).hexdigest()
+    def digest(columns): return _digest(zip(fields.field, fields.fold.tolist(), *(hashes[c] for c in columns)))
     return dict(arch=arch, folds=sorted(set(fields.fold.tolist())), group=group, probs=probs, n_fields=len(fields), data=digest(hashes), labels=digest(['label']),
         augment=tfms if tfms is None else _augmentation(tfms if isinstance(tfms, (list,tuple)) else [tfms])) | {k:v for k,v in s.items() if k not in (*_not_compared,*_not_recorded)}
 

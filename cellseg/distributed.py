@@ -42,7 +42,7 @@ class RankDL(DistributedDL):
     def __len__(self): return -(-len(self.dl)//self.world_size) if self.drop_last else len(range(self.rank, len(self.dl), self.world_size))
     def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # `Ranks` sums what must be summed
 
-# %% ../nbs/22_distributed.ipynb #0353b9da
+# %% ../nbs/22_distributed.ipynb #9cd6cabf
 class Ranks(DistributedTrainer):
     "Share training and validation between processes"
     def __init__(self,
@@ -70,19 +70,25 @@ class Ranks(DistributedTrainer):
         if isinstance(dl, RankDL): return dl
         return RankDL(dl, device=self.dls.device) if self.old_dls else RankDL(dl, 0, 1, self.dls.device)
 
-    def before_validate(self):
-        super().before_validate()
-        self.shared,self.learn.model = self.learn.model,get_model(self.learn.model) # nothing is exchanged
-    def after_validate(self):
-        self.learn.model = self.shared
-        if not self.old_dls: return
-        for m in [self.recorder.loss,*self.metrics]:
-            if not isinstance(m, DiceMetric): m.total,m.count = self._sum(torch.tensor([float(m.total),m.count], dtype=torch.float64)).tolist()
-            elif m.owner is None: m.counts = self._sum(m.counts)
-    def _sum(self, t):
-        t = t.to(self.dls.device)
-        torch.distributed.all_reduce(t)
-        return t.cpu()
+# %% ../nbs/22_distributed.ipynb #4a6e0076
+@patch
+def before_validate(self:Ranks):
+    super(Ranks, self).before_validate()
+    self.shared,self.learn.model = self.learn.model,get_model(self.learn.model) # nothing is exchanged
+
+@patch
+def after_validate(self:Ranks):
+    self.learn.model = self.shared
+    if not self.old_dls: return
+    for m in [self.recorder.loss,*self.metrics]:
+        if not isinstance(m, DiceMetric): m.total,m.count = self._sum(torch.tensor([float(m.total),m.count], dtype=torch.float64)).tolist()
+        elif m.owner is None: m.counts = self._sum(m.counts)
+
+@patch
+def _sum(self:Ranks, t):
+    t = t.to(self.dls.device)
+    torch.distributed.all_reduce(t)
+    return t.cpu()
 
 # %% ../nbs/22_distributed.ipynb #a00616f4
 @patch
@@ -142,8 +148,8 @@ def _be_rank():
     if not code: atexit._run_exitfuncs()
     os._exit(code) # not waiting for threads of torch that may wait for other processes
 
-# %% ../nbs/22_distributed.ipynb #538668b3
-def _environment(rank, n, port, folder):
+# %% ../nbs/22_distributed.ipynb #33fb5e26
+def _rank_environment(rank, n, port, folder):
     "Environment of a process: what torchrun would set, its share of the threads, this process's modules"
     env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=n, LOCAL_WORLD_SIZE=n, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, TORCHELASTIC_USE_AGENT_STORE=True,
         **dict.fromkeys(('OMP_NUM_THREADS','MKL_NUM_THREADS'), max(1, torch.get_num_threads()//n)), PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PYTHONUNBUFFERED=1, TMPDIR=folder/'tmp', CELLSEG_LAUNCH=folder)
@@ -156,7 +162,7 @@ with warnings.catch_warnings():
     from cellseg.distributed import _be_rank
 _be_rank()'''
 
-# %% ../nbs/22_distributed.ipynb #bf97d429
+# %% ../nbs/22_distributed.ipynb #c74dedfd
 class _Processes:
     "The processes of one launch"
     def __init__(self, n, folder, port):
@@ -166,7 +172,7 @@ class _Processes:
         for t in self.ears: t.start()
     def _start(self, rank, n, port):
         with open(self.folder/f'{rank}.log', 'wb') as log:
-            return subprocess.Popen([sys.executable,'-c',_code], env=_environment(rank, n, port, self.folder), start_new_session=True,
+            return subprocess.Popen([sys.executable,'-c',_code], env=_rank_environment(rank, n, port, self.folder), start_new_session=True,
                 stdin=subprocess.PIPE, stdout=log if rank else subprocess.PIPE, stderr=subprocess.STDOUT if rank else subprocess.PIPE)
     def _listen(self, name):
         pipe,decode = getattr(self.all[0], name),codecs.getincrementaldecoder('utf-8')('replace').decode

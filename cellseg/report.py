@@ -30,16 +30,21 @@ def _table(df, digits=3):
     def show(v): return '–' if isinstance(v, float) and np.isnan(v) else f'{v:.{digits}f}' if isinstance(v, float) else str(v)
     return Table(Tr(*[Th(str(c)) for c in df.columns]), *[Tr(*[Td(show(v)) for v in r]) for r in df.itertuples(index=False)])
 
-# %% ../nbs/42_report.ipynb #b1a42f5e
+# %% ../nbs/42_report.ipynb #990c6db4
+def _every_field(scores, classes, index='field'):
+    "Dice of each field, the worst first, to unfold"
+    wide = scores.pivot(index=index, columns='class', values='dice')[list(classes)]
+    wide.insert(0, 'mean', wide.mean(axis=1))
+    return Details(Summary('Every field'), _table(wide.sort_values('mean').reset_index()))
+
+# %% ../nbs/42_report.ipynb #1e6bf9b8
 def _scores_section(run, against, title):
     "Dice per class over fields, as a table and a picture"
     if against not in run.scored: return []
     scores = run.scores(against)
-    wide = scores.pivot(index='field', columns='class', values='dice')[list(run.config['classes'])]
-    wide.insert(0, 'mean', wide.mean(axis=1))
     note = P("Mean, standard deviation and range over fields. '–': nothing to compute it from (a class in neither image; the spread of one field). 'all' is the mean over classes.")
     return [H2(title), note, Div(_table(summarise(scores).reset_index()), _figure(plot_scores, scores, alt='Dice of each field'), cls='row'),
-        Details(Summary('Every field'), _table(wide.sort_values('mean').reset_index()))]
+        _every_field(scores, run.config['classes'])]
 
 # %% ../nbs/42_report.ipynb #44a781e5
 def _show_field(config, f):
@@ -113,15 +118,13 @@ def make_report(
     body = _folds_body(run, n) if isinstance(run, CrossValidation) else _run_body(run, n)
     return _write_page(run.folder/'report.html', run.folder.resolve().name, *body)
 
-# %% ../nbs/42_report.ipynb #8a281989
+# %% ../nbs/42_report.ipynb #4c9b004a
 def _folds_section(cv, against, title):
     "Mean, spread and interval per class, as a table and a picture"
     if against not in cv.scored: return []
     s = cv.summary(against).rename(columns=dict(std_folds='std over folds', low='95 % from', high='to'))
-    wide = cv.scores_against(against).pivot(index=['field','fold'], columns='class', values='dice')[list(cv.classes)]
-    wide.insert(0, 'mean', wide.mean(axis=1))
     return [H2(title), P(f"Mean over fields, standard deviation over the folds' means, and a bootstrap interval for which {s.resampled.iloc[0]} were drawn with replacement{' (so few make it too narrow)' if int(s.resampled.iloc[0].split()[0])<10 else ''}. 'all' is the mean over classes."),
-        Div(_table(s.drop(columns='resampled').reset_index()), _figure(cv.plot, against, alt='Dice by class and fold'), cls='row'), Details(Summary('Every field'), _table(wide.sort_values('mean').reset_index()))]
+        Div(_table(s.drop(columns='resampled').reset_index()), _figure(cv.plot, against, alt='Dice by class and fold'), cls='row'), _every_field(cv.scores_against(against), cv.classes, ['field','fold'])]
 
 # %% ../nbs/42_report.ipynb #da062cd9
 def _folds_body(cv, n):

@@ -103,7 +103,7 @@ def _recipe(name, epochs, lr, size, seed):
     aug = paper_augment(size, round(122*size/224), 15*size/224, seed=seed)
     return name,partial(Learner.fit_paper, n_epoch=epochs, every=max(1, round(epochs/6)), **lr),aug,'keras'
 
-# %% ../nbs/35_run.ipynb #b0f7d518
+# %% ../nbs/35_run.ipynb #40b46f4c
 _not_settings = ('versions','machine','pixel_size','training_seconds','total_seconds') # of what is in config.json
 _not_recorded = ('fields','batch_tfms','num_workers','device','cache') # arguments of `patch_dls` that are recorded in another way, or change nothing
 
@@ -115,10 +115,11 @@ def _same_run(out, config):
     told = [f'its {k} is {then.get(k)!r}, here {now.get(k)!r}' for k in other if k not in ('data','labels')] + ['its images, labels or folds are others']*('data' in other)
     if other: raise CellsegError(f"{out} holds another run: {', '.join(told)}. Choose another folder, or overwrite it")
 
-def _data_hash(store):
-    "One hash of all fields, their pixels and their folds"
-    rows = zip(store.fields.field, store.fields.fold.astype(int).tolist(), *zip(*store.hashes))
+def _digest(rows):
+    "One hash of rows (field, fold, hashes of its pixels), whatever their order"
     return hashlib.blake2b(json.dumps(sorted(rows)).encode(), digest_size=16).hexdigest()
+
+def _data_hash(store): return _digest(zip(store.fields.field, store.fields.fold.astype(int).tolist(), *zip(*store.hashes)))
 
 def _augmentation(tfms):
     "Names and numbers of batch transforms"

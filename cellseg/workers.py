@@ -5,32 +5,17 @@
 # %% auto #0
 __all__ = ['visible_gpus', 'claim_gpu', 'side_by_side']
 
-# %% ../nbs/34_workers.ipynb #fc34ca4d
+# %% ../nbs/34_workers.ipynb #ee073482
 import os,tempfile,threading,time,warnings
+from contextlib import suppress
 from collections import Counter
 from concurrent.futures import BrokenExecutor
 from itertools import product
 from pathlib import Path
 from urllib.parse import urlparse
 import cloudpickle,joblib
+from filelock import FileLock,Timeout
 from .core import CellsegError,need
-try: import fcntl
-except ImportError: fcntl = None # Windows: nothing is locked
-
-# %% ../nbs/34_workers.ipynb #75f34a32
-def lock_file(
-    path, # File to lock, made if it isn't there
-    wait:float=0, # How long to wait for it, seconds
-): # The open file: locked until it is closed or this process ends; None if it is taken
-    "Lock a file"
-    f,ends = open(path, 'a'),time.time()+wait
-    while fcntl:
-        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB); break
-        except BlockingIOError:
-            if time.time()>=ends: f.close(); return
-            time.sleep(.1)
-        except OSError: break # a file system without locks, as some network drives are
-    return f
 
 # %% ../nbs/34_workers.ipynb #b7f29ad4
 def visible_gpus(
@@ -41,7 +26,7 @@ def visible_gpus(
     import torch
     return [str(i) for i in range(torch.cuda.device_count())] # asks the driver's library, and does not initialise CUDA
 
-# %% ../nbs/34_workers.ipynb #78ccad41
+# %% ../nbs/34_workers.ipynb #b83a61d6
 _claimed = None # name of this process' GPU, and the lock on it
 
 def claim_gpu(
@@ -52,11 +37,12 @@ def claim_gpu(
     if _claimed is None:
         prefix = Path(folder or tempfile.gettempdir())/f'cellseg-{getattr(os, "getuid", int)()}-gpu'
         for turn,gpu in product(range(1000), visible_gpus()):
-            lock = lock_file(f'{prefix}{gpu.replace("/","-")}.{turn}')
-            if lock: break
-        else: return
-        _claimed,os.environ['CUDA_VISIBLE_DEVICES'] = (gpu,lock),gpu
-    return _claimed[0]
+            lock = FileLock(f'{prefix}{gpu.replace("/","-")}.{turn}')
+            with suppress(Timeout):
+                lock.acquire(timeout=0)
+                _claimed,os.environ['CUDA_VISIBLE_DEVICES'] = (gpu,lock),gpu
+                break
+    return _claimed and _claimed[0]
 
 # %% ../nbs/34_workers.ipynb #26f07ed6
 _sharing = 0

@@ -13,7 +13,7 @@ from cellseg.predict import Ensemble, Segmenter
 from cellseg.report import make_report
 from cellseg.run import train
 from cellseg.simulate import simulate_fields
-from cellseg.workers import lock_file
+from filelock import FileLock
 
 SMALL = dict(size=32, bs=4, epochs=3, n_train=32, n_valid=4, precision='float32')
 CLASSES = ['background','cytoplasm','nucleus']
@@ -176,9 +176,9 @@ def test_one_fold_at_a_time_in_a_folder(fields, cv, tmp_path):
     "Another process is at work on a fold: that one is left alone"
     shutil.copytree(cv.folder, tmp_path/'cv')
     shutil.rmtree(tmp_path/'cv'/'fold1')
-    lock = lock_file(tmp_path/'cv'/'.fold1.lock')
+    lock = FileLock(tmp_path/'cv'/'.fold1.lock'); lock.acquire()
     with pytest.raises(CellsegError, match='1 of 3 folds failed.*fold 1: another process'): cross_validate(fields, 'unet', tmp_path/'cv', group='well', n_jobs=1, **SMALL)
-    lock.close()
+    lock.release()
 
 def test_on_a_dask_cluster_of_two_workers(cv, fields, tmp_path):
     distributed = pytest.importorskip('distributed')
