@@ -7,6 +7,9 @@ from .io import *
 from .fields import *
 from .simulate import *
 from .labels import *
+from .masks import *
+from .artefacts import *
+from .quality import *
 from .sampling import *
 from .augment import *
 from .data import *

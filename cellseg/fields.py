@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['natural', 'find_fields', 'save_fields', 'whole_folds', 'load_fields', 'kfold_fields', 'hash_images', 'check_leaks',
-           'image_columns', 'absolute_paths', 'same_size', 'tile_fields']
+           'image_columns', 'absolute_paths', 'same_size', 'each_field', 'add_results', 'tile_fields']
 
-# %% ../nbs/02_fields.ipynb #dd1c052c
-import os,re,warnings
+# %% ../nbs/02_fields.ipynb #362f7566
+import hashlib,json,os,re,warnings
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
-import numpy as np, pandas as pd
+import joblib, numpy as np, pandas as pd
+from tqdm import tqdm
 
-# %% ../nbs/02_fields.ipynb #7012d5f8
-from .core import FieldsError,ImageError,atomic_path
+# %% ../nbs/02_fields.ipynb #0818a4c8
+from . import __version__
+from .core import CellsegError,FieldsError,ImageError,atomic_path
 from .io import image_info,pixel_hash,read_grey,write_image
 
 # %% ../nbs/02_fields.ipynb #53ed4e88
@@ -312,6 +315,74 @@ def same_size(
         if o!=size: raise ImageError(f'{first} is {size} (rows, columns), but {p} of the same field is {o}: '
             'export them at one size')
     return size
+
+# %% ../nbs/02_fields.ipynb #b26013f6
+def _stamp(f, paths, settings):
+    "Hash of what the result for a field depends on: the function, its settings, and the files (name, size, time)"
+    files = [(p,_when(re.sub(r'#\d+$', '', p))) for p in paths]
+    what = [__version__, f.__module__, f.__qualname__, settings, files]
+    return hashlib.blake2b(json.dumps(what, default=str, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+def _when(path):
+    "Size and time of a file, None if there is none"
+    return [(s := os.stat(path)).st_size,s.st_mtime_ns] if os.path.exists(path) else None
+
+def _written(value):
+    "The image files that a result names, as they are now"
+    return [_when(v) for v in value.values() if str(v).lower().endswith(_image_ends)]
+
+def _one_field(i, f, row, settings, kept):
+    "Number of a field, and its result, problem and notes"
+    if kept and kept.exists():
+        done = json.loads(kept.read_text(encoding='utf-8'))
+        if done['files']==_written(done['value']): return i,done # the images it wrote are still there, and no other call has written over them
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('ignore'); warnings.simplefilter('always', UserWarning)
+        try: value,problem = f(row, **settings),None
+        except CellsegError as e: value,problem = {},str(e)
+    done = dict(value=value, files=_written(value), problem=problem, note='; '.join(dict.fromkeys(str(w.message) for w in said)) or None)
+    if kept and problem is None:
+        with atomic_path(kept, FieldsError) as p: p.write_text(json.dumps(done), encoding='utf-8')
+    return i,done
+
+# %% ../nbs/02_fields.ipynb #a88b1c80
+def each_field(
+    f, # Function of a row of the table and of `settings`: gives a dict of numbers and text, raises `CellsegError` if it can't, warns of what is odd
+    fields:pd.DataFrame, # Fields table
+    desc:str='fields', # What to write before the progress bar
+    n_jobs:int|None=None, # Processes; None: one for each core, or this one alone for a few fields
+    keep=None, # Folder in which results are kept, so that the same call goes on where it was stopped
+    **settings # Further arguments of `f`
+) -> pd.DataFrame: # A row for each field: what `f` gave, `problem` (None if it could be done) and `note` (warnings, or None)
+    "Call `f` for every field, several at a time, and go on past those that can't be done"
+    _check_ids(fields)
+    n_jobs = (joblib.cpu_count() if len(fields)>=6 else 1) if n_jobs is None else n_jobs
+    if type(n_jobs) is not int or n_jobs<1: raise FieldsError(f'n_jobs must be a number of processes from 1, not {n_jobs!r}')
+    images = image_columns(fields)
+    calls = [(i,f,r,settings,keep and Path(keep)/f'{_stamp(f, [str(r[c]) for c in images], settings)}.json') for i,(_,r) in enumerate(fields.iterrows())]
+    with joblib.parallel_config('loky', n_jobs=min(n_jobs, len(calls)), inner_max_num_threads=1):
+        jobs = joblib.Parallel(return_as='generator_unordered', batch_size=1)(joblib.delayed(_one_field)(*c) for c in calls)
+    try: done = dict(tqdm(jobs, desc, len(calls), delay=1))
+    except BrokenExecutor as e: raise FieldsError(f'{desc}: a worker process was ended from outside, most often for want of memory: try fewer at a time (n_jobs)') from e
+    done = [done[i] for i in range(len(calls))]
+    told = {k:pd.Series([d[k] for d in done], index=fields.index, dtype=object) for k in ('problem','note')} # object: None stays None
+    return pd.DataFrame([d['value'] for d in done], index=fields.index).assign(**told)
+
+# %% ../nbs/02_fields.ipynb #cc82f9fb
+def add_results(
+    fields:pd.DataFrame, # Fields table
+    done:pd.DataFrame, # What `each_field` gave for it
+    what:str, # What was to be done, for the warning: 'labelled'
+    columns=('label',), # Columns of `done` to take over
+) -> pd.DataFrame: # The table with these columns (None where there is nothing), `problem` and `note`, an earlier note kept
+    "Put results into the table; warn of the fields that could not be done, raise if there is no other"
+    def column(c): return pd.Series([None if v is None or v!=v else v for v in done.get(c, [None]*len(done))], index=fields.index, dtype=object) # object: None stays None
+    notes = [[o for o in (a,b) if isinstance(o, str)] for a,b in zip(fields.get('note', [None]*len(done)), done.note)]
+    fields = fields.assign(**{c:column(c) for c in (*columns,'problem')}, note=pd.Series(['; '.join(dict.fromkeys(n)) or None for n in notes], index=fields.index, dtype=object))
+    bad = fields[fields.problem.notna()]
+    if len(bad)==len(fields): raise FieldsError(f"no field could be {what}. The first: {bad.field.iloc[0]}: {bad.problem.iloc[0]}")
+    if len(bad): warnings.warn(f"{len(bad)} of {len(fields)} fields could not be {what}:\n" + '\n'.join(bad.field.astype(str)+': '+bad.problem), stacklevel=3)
+    return fields
 
 # %% ../nbs/02_fields.ipynb #0fac24a9
 def _cut(path, rows, cols):

@@ -10,7 +10,7 @@ import numpy as np, torch
 from fastai.learner import Metric
 from .core import CellsegError,CLASSES,IGNORE
 
-# %% ../nbs/20_metrics.ipynb #a5906c59
+# %% ../nbs/20_metrics.ipynb #24a9d4e7
 def confusion(
     pred, # Label image or batch of predicted classes, any shape
     targ, # True classes, the same shape
@@ -21,13 +21,13 @@ def confusion(
     pred,targ = (x if isinstance(x, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(x)) for x in (pred,targ))
     if pred.shape!=targ.shape: raise CellsegError(f'prediction {tuple(pred.shape)} and truth {tuple(targ.shape)} differ in shape')
     pred,targ = (torch.Tensor.as_subclass(x, torch.Tensor).reshape(-1).long() for x in (pred,targ))
-    keep = targ!=ignore
+    keep = (targ!=ignore)&(pred!=ignore)
     pair = targ[keep]*n_classes + pred[keep]
     if pair.numel() and max(targ[keep].max(), pred[keep].max())>=n_classes:
         raise CellsegError(f'label {max(targ[keep].max(), pred[keep].max())} is outside the {n_classes} classes (0 to {n_classes-1})')
     return torch.bincount(pair, minlength=n_classes**2).reshape(n_classes, n_classes)
 
-# %% ../nbs/20_metrics.ipynb #cf04501d
+# %% ../nbs/20_metrics.ipynb #f930341a
 def dice_from_counts(
     counts:torch.Tensor, # (K,K) from `confusion`, or a sum of several
 ) -> torch.Tensor: # (K,) float64; nan for a class absent from truth and prediction
@@ -39,7 +39,7 @@ def dice_scores(
     pred, # Predicted label image(s), any shape
     targ, # True label image(s), the same shape
     n_classes:int=3, # Number of classes
-    ignore:int=IGNORE, # Label in `targ` of pixels not scored
+    ignore:int=IGNORE, # Label, in either, of pixels not scored
 ) -> np.ndarray: # (n_classes,) float64; nan for a class absent from both
     "Dice coefficient of each class between two label images"
     return dice_from_counts(confusion(pred, targ, n_classes, ignore)).cpu().numpy()

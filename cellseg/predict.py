@@ -6,7 +6,7 @@
 __all__ = ['GRID', 'FADE', 'tile_starts', 'tile_weights', 'predict_bands', 'Prediction', 'Segmenter', 'Ensemble',
            'predict_fields']
 
-# %% ../nbs/30_predict.ipynb #97fd1d90
+# %% ../nbs/30_predict.ipynb #54e3d0ff
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +15,9 @@ from tqdm import tqdm
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from .core import CLASSES,CellsegError,ImageError,atomic_path
+from .core import CLASSES,IGNORE,CellsegError,ImageError,atomic_path
 from .io import image_info,write_image
+from .artefacts import artefact_mask
 from .data import field_range,normalise,read_inputs
 from .models.registry import create_model
 from .learner import has_bf16,save_weights
@@ -74,7 +75,7 @@ def predict_bands(
         yield r,band[:,:done]
         carry = band[:,done:]
 
-# %% ../nbs/30_predict.ipynb #2e9061dc
+# %% ../nbs/30_predict.ipynb #732ee688
 class Prediction(NamedTuple):
     "What a network says of an image"
     label:np.ndarray # (H,W) uint8 class codes
@@ -118,10 +119,19 @@ class Segmenter:
             raise ImageError(f"{name}: has shape {image.shape}, but this segmenter needs {len(self.inputs)} channel(s) ({', '.join(self.inputs)}): (H,W) or (C,H,W)")
         return predict_bands(self._probs, image, field_range(image, self.low, self.high, name), tile, overlap)
 
-    def predict(self, image, tile=512, overlap=128, name='image') -> Prediction:
-        "Predict an image of any size (parameters as in `bands`)"
+    def predict(self, image, tile=512, overlap=128, name='image', artefacts=False) -> Prediction:
+        "Predict an image of any size (parameters as in `bands`); with `artefacts`, label what can't be judged (bubbles, debris) 255"
         probs = np.concatenate([p for _,p in self.bands(image, tile, overlap, name)], axis=1)
-        return Prediction(probs.argmax(0).astype(np.uint8), probs)
+        label = probs.argmax(0).astype(np.uint8)
+        if artefacts: label[self.unjudged(image)] = IGNORE
+        return Prediction(label, probs)
+
+    def unjudged(self,
+        image, # (H,W) or (C,H,W)
+    ) -> np.ndarray: # (H,W) bool
+        "Where the bright-field image shows an artefact instead of cells"
+        i = self.inputs.index('brightfield') if 'brightfield' in self.inputs else 0
+        return artefact_mask(image if image.ndim==2 else image[i], self.pixel_size)
 
 # %% ../nbs/30_predict.ipynb #6c5abe85
 @patch
@@ -181,13 +191,14 @@ def save(self:Ensemble,
     for m,n in zip(self.members, names): m.save(Path(folder)/n)
     with atomic_path(Path(folder)/'ensemble.json') as p: p.write_text(json.dumps(dict(members=names)))
 
-# %% ../nbs/30_predict.ipynb #1f3c60b4
+# %% ../nbs/30_predict.ipynb #b436f5c9
 def predict_fields(
     fields:pd.DataFrame, # Fields table with a path column for each of the segmenter's inputs
     segmenter:Segmenter, # Trained network
     out, # Folder for the label images, `<field>_label.tif`
     progress:bool=True, # Show a progress bar?
     probs:bool=False, # Write class probabilities too, `<field>_probs.tif`: (K,H,W) uint8, 255 times the probability?
+    artefacts:bool=False, # Label what can't be judged (bubbles, debris) 255?
 ) -> pd.DataFrame: # The table with columns `prediction` and, if asked for, `probs` (path or None), and `problem` (reason or None)
     "Predict every field and write its label image"
     if not len(fields): raise CellsegError('the fields table is empty: there is nothing to predict')
@@ -198,9 +209,11 @@ def predict_fields(
             lacks = [c for c in segmenter.inputs if pd.isna(row[c])]
             if lacks: raise ImageError(f"has no {' and no '.join(lacks)} image")
             paths = [Path(out)/f'{row.field}_{kind}.tif' for kind in kinds]
-            bands = segmenter.bands(read_inputs(row, segmenter.inputs), name=row[segmenter.inputs[0]])
-            images = zip(*[(p.argmax(0).astype(np.uint8),*[(p*255).round().astype(np.uint8)]*probs) for _,p in bands]) # a whole field as float32 is never held
-            for path,img in zip(paths, images): write_image(path, np.concatenate(img, axis=-2), pixel_size=image_info(row[segmenter.inputs[0]]).pixel_size)
+            image = read_inputs(row, segmenter.inputs)
+            bands = segmenter.bands(image, name=row[segmenter.inputs[0]])
+            label,*more = [np.concatenate(o, axis=-2) for o in zip(*[(p.argmax(0).astype(np.uint8),*[(p*255).round().astype(np.uint8)]*probs) for _,p in bands])] # a whole field as float32 is never held
+            if artefacts: label[segmenter.unjudged(image)] = IGNORE
+            for path,img in zip(paths, (label,*more)): write_image(path, img, pixel_size=image_info(row[segmenter.inputs[0]]).pixel_size)
             done.append((*map(str, paths),None))
         except CellsegError as e: done.append((*[None]*len(kinds),str(e)))
     names = ('prediction',*['probs']*probs,'problem')

@@ -77,11 +77,11 @@ class Run:
         dice = f"Dice {summarise(self.scores()).loc['all','mean']:.3f}" if self.scored else 'not finished'
         return f"Run({self.folder.name}: {self.config['arch']}, {dice})"
 
-# %% ../nbs/35_run.ipynb #e8aa92fb
+# %% ../nbs/35_run.ipynb #61d0c724
 def _clear(out):
     "Remove an earlier run"
     if (out/'config.json').exists():
-        for p in ('config.json','history.csv','scores.csv','scores_truth.csv','report.html','ensemble.json','best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
+        for p in ('config.json','history.csv','scores.csv','scores_truth.csv','ceiling.csv','report.html','ensemble.json','best.safetensors','checkpoint.pt'): (out/p).unlink(missing_ok=True)
         for p in ('segmenter','predictions'): shutil.rmtree(out/p, ignore_errors=True)
     return out
 
