@@ -392,7 +392,7 @@ def _read_stains(row, pixel_size):
     if any(pd.isna(p) for p in paths): raise ImageError('a stain is missing')
     return paths,[read_grey(p, varied=True) for p in paths],pixel_size or image_info(paths[0]).pixel_size
 
-# %% ../nbs/04_labels.ipynb #6ab4aa70
+# %% ../nbs/04_labels.ipynb #c4ce74fb
 def label_fields(
     fields:pd.DataFrame, # Fields table with paths in `nuclei`, and in `cytoplasm` if there is a whole-cell stain
     out, # Folder for the label images; made if missing
@@ -407,11 +407,11 @@ def label_fields(
         raise FieldsError('label_fields needs a table with columns `field` and `nuclei`; found '
             f"{len(fields)} fields with columns {', '.join(map(str,fields.columns)) or 'none'}")
     if fit_by is not None and fit_by not in fields: raise FieldsError(f"no column {fit_by!r} to fit by: there are {', '.join(map(str,fields.columns))}")
-    groups = [fields] if fit_by is None else [g for _,g in fields.groupby(fit_by, sort=False, dropna=False)]
+    plain = fields.drop(columns=['label','problem','note','label_method'], errors='ignore').reset_index(drop=True) # of an earlier labelling
+    groups = [plain] if fit_by is None else [g for _,g in plain.groupby(fit_by, sort=False, dropna=False)]
     fits = [None if fit_by is None else fit_stains(g, method, pixel_size) for g in groups]
-    plain = fields.drop(columns=['label','problem','note','label_method'], errors='ignore') # of an earlier labelling
-    done = pd.concat([each_field(_label_field, plain.loc[g.index], 'label', n_jobs, Path(out)/'.done', out=str(out), pixel_size=pixel_size, method=method, fit=f, **kwargs) for g,f in zip(groups,fits)])
-    return add_results(plain, done.loc[fields.index], 'labelled').assign(label_method=method+('' if fit_by is None else f' by {fit_by}'))
+    done = pd.concat([each_field(_label_field, g, 'label', n_jobs, Path(out)/'.done', out=str(out), pixel_size=pixel_size, method=method, fit=f, **kwargs) for g,f in zip(groups,fits)])
+    return add_results(plain, done.loc[plain.index], 'labelled').assign(label_method=method+('' if fit_by is None else f' by {fit_by}')).set_axis(fields.index)
 
 def _label_field(row, out, pixel_size, **kwargs):
     "Write the label image of one field; its path"

@@ -1,5 +1,5 @@
 "The command line as a user meets it: the whole way on simulated fields, a folder with bad files, exit codes"
-import json, shutil, subprocess
+import json, os, shutil, signal, subprocess, sys, time
 import numpy as np, pandas as pd
 from cellseg.io import read_image, write_image, image_info
 from cellseg.simulate import simulate_fields
@@ -79,3 +79,76 @@ def test_exit_codes_from_a_shell():
         assert r.returncode==0 and 'example:' in r.stdout
     r = run('report', 'no-such-run')
     assert r.returncode==2 and 'no-such-run' in r.stderr and 'Traceback' not in r.stderr
+
+PATTERN = ('--pattern','{field}_{channel}.tif','--channels','brightfield=brightfield','nuclei=nuclei','cytoplasm=cytoplasm')
+
+def test_train_leaves_out_what_the_check_excludes(cellseg, tmp_path):
+    "One pair shifted by 12 px, one whose nuclear stain failed: both are named and not trained on; --no-check trains on the shifted one"
+    fields = simulate_fields(tmp_path/'images', 6, shape=(300,320), confluence=.5, seed=2)
+    for p in (*fields.label,*fields.cells): os.unlink(p)
+    for c in ('nuclei','cytoplasm'): write_image(fields[c][1], np.roll(read_image(fields[c][1]), 12, 0), pixel_size=.345)
+    write_image(fields.nuclei[4], np.random.default_rng(0).poisson(320, (300,320)).astype(np.uint16), pixel_size=.345)
+    args = ('train',tmp_path/'images',*PATTERN,'--folds',2,'--size',64,'--batch',4,'--epochs',1,'--patches',8)
+    code,out,err = cellseg(*args, '--out', tmp_path/'run')
+    assert code==0, err
+    assert 'exclude sim0001' in out and '12.' in out.split('exclude sim0001')[1][:40] and 'exclude sim0004' in out and 'left out: sim0001, sim0004' in out
+    trained = pd.read_csv(tmp_path/'run'/'fields.csv')
+    assert trained.field.tolist()==['sim0000','sim0002','sim0003','sim0005'] and set(trained.verdict)<={'fit','look'}
+    html = (tmp_path/'run'/'report.html').read_text(encoding='utf-8')
+    assert 'Ceiling' in html and 'at a glance' in html and (tmp_path/'run'/'ceiling.csv').exists()
+    code,out,err = cellseg(*args, '--out', tmp_path/'all', '--no-check')
+    assert code==0 and 'exclude' not in out and len(pd.read_csv(tmp_path/'all'/'fields.csv'))==6
+
+def test_train_with_nothing_fit_says_so(cellseg, tmp_path):
+    fields = simulate_fields(tmp_path/'images', 2, shape=(200,220), seed=2)
+    for p in fields.nuclei: write_image(p, np.random.default_rng(0).poisson(320, (200,220)).astype(np.uint16))
+    code,out,err = cellseg('train', tmp_path/'images', *PATTERN, '--out', tmp_path/'run')
+    assert code==2 and 'all 2 fields are to be excluded' in err and '--no-check' in err
+
+def test_artefacts_are_ignored_in_labels_and_not_judged_in_predictions(cellseg, tmp_path):
+    fields = simulate_fields(tmp_path/'images', 4, shape=(400,420), confluence=.6, seed=3, bubbles=1, pixel_size=.65)
+    for p in (*fields.label,*fields.cells): os.unlink(p)
+    code,out,err = cellseg('label', tmp_path/'images', *PATTERN, '--out', tmp_path/'labels')
+    assert code==0, err
+    table = pd.read_csv(tmp_path/'labels'/'fields.csv')
+    for f in table.itertuples():
+        bubble = read_image(tmp_path/'images'/f'{f.field}_artefact.tif')==2
+        assert (read_image(f.label)[bubble]==255).mean()>.95 and abs(f.artefact_share-(read_image(f.label)==255).mean())<1e-6
+    code,out,err = cellseg('label', tmp_path/'images', *PATTERN, '--out', tmp_path/'kept', '--keep-artefacts')
+    assert code==0 and all(read_image(p).max()==2 for p in pd.read_csv(tmp_path/'kept'/'fields.csv').label)
+    code,out,err = cellseg('train', tmp_path/'labels'/'fields.csv', '--out', tmp_path/'run', '--folds', 2, '--size', 64, '--batch', 4, '--epochs', 1, '--patches', 8)
+    assert code==0, err
+    new = ('predict', tmp_path/'run', fields.brightfield[0], '--out')
+    assert cellseg(*new, tmp_path/'p')[0]==0 and cellseg(*new, tmp_path/'guess', '--keep-artefacts')[0]==0
+    bubble = read_image(fields.artefact[0])==2
+    judged,guessed = (read_image(next((tmp_path/o).glob('*_label.tif'))) for o in ('p','guess'))
+    assert (judged[bubble]==255).mean()>.95 and guessed.max()<=2 and (judged==guessed)[judged!=255].all()
+    assert 't be judged' in (tmp_path/'p'/'report.html').read_text(encoding='utf-8')
+
+def test_label_from_masks(cellseg, tmp_path):
+    fields = simulate_fields(tmp_path/'images', 2, shape=(120,130), seed=1)
+    for f in fields.itertuples():
+        lbl = read_image(f.label)
+        write_image(tmp_path/'images'/f'{f.field}_n.png', ((lbl==2)*255).astype(np.uint8)); write_image(tmp_path/'images'/f'{f.field}_c.png', (lbl>0).astype(np.uint8))
+    code,out,err = cellseg('label', tmp_path/'images', '--pattern', '{field}_{channel}.png', '--channels', 'nuclei_mask=n', 'cell_mask=c', '--out', tmp_path/'out')
+    assert code==0, err
+    for p,truth in zip(pd.read_csv(tmp_path/'out'/'fields.csv').label, fields.label): np.testing.assert_array_equal(read_image(p), read_image(truth))
+
+def test_killed_labelling_and_check_go_on(tmp_path):
+    "SIGKILL to the whole group of processes once some fields are done: the next call does the rest, and repeats nothing"
+    fields = simulate_fields(tmp_path/'images', 10, shape=(500,600), confluence=.5, seed=1)
+    for p in (*fields.label,*fields.cells): os.unlink(p)
+    for command,out in (('label',tmp_path/'labels'),('check',tmp_path/'check')):
+        args = [sys.executable,'-c','import sys; from cellseg.cli import main; sys.exit(main())',command,str(tmp_path/'images'),*PATTERN,'--out',str(out),'--jobs','2']
+        kept = (out/'plain'/'.done') if command=='label' else out/'.done'
+        p = subprocess.Popen(args, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(600):
+            if kept.is_dir() and len(list(kept.glob('[!.]*.json')))>=3: break
+            time.sleep(.05)
+        os.killpg(p.pid, signal.SIGKILL); p.wait()
+        before = {q.name:q.stat().st_mtime_ns for q in kept.glob('[!.]*.json')}
+        assert 3<=len(before)<10, 'killed too early or too late to tell'
+        done = subprocess.run(args, capture_output=True, text=True, timeout=300)
+        assert done.returncode==0, done.stderr
+        after = {q.name:q.stat().st_mtime_ns for q in kept.glob('[!.]*.json')}
+        assert len(after)==10 and {k:after[k] for k in before}==before

@@ -62,8 +62,8 @@ def test_bootstrap_is_drawing_with_replacement(rng):
         assert np.abs(np.searchsorted(a, b, 'right')/len(a)-np.searchsorted(b, b, 'right')/len(b)).max()<.04
 
 def test_interval_covers_the_true_mean(rng):
-    "Of 400 samples of 40 fields: the interval holds the true mean about as often as that of the normal approximation does"
-    x = rng.normal(.9, .05, (400,40))
+    "Of 1200 samples of 40 fields: the interval holds the true mean about as often as that of the normal approximation does"
+    x = rng.normal(.9, .05, (1200,40))
     low,high = np.array([np.percentile(bootstrap_means(o[:,None], n=1000, seed=i), (2.5,97.5)) for i,o in enumerate(x)]).T
     half = 1.96*x.std(axis=1)/40**.5
     assert abs((high-low)/(2*half)-1).mean()<.04

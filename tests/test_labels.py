@@ -125,6 +125,8 @@ def test_ceiling_is_below_one_and_knows_its_classes(rng):
 def test_one_measure_for_a_plate(tmp_path, rng):
     "With a shared fit a nearly empty, dim field is not stretched to three classes, and label_fields uses one fit for each plate"
     fields = simulate_fields(tmp_path/'in', 3, (400,400), seed=int(rng.integers(2**31)), confluence=.5).assign(plate='p')
+    twice = label_fields(fields.drop(columns='label').set_index(pd.Index([7,7,0])), tmp_path/'index', fit_by='field', n_jobs=1) # an index as `concat` leaves it
+    assert twice.index.tolist()==[7,7,0] and [Path(p).name[:7] for p in twice.label]==fields.field.tolist()
     dim = [camera(rng, .04*(o.astype(float)-300).clip(0), offset=300) for o in (read_image(fields.nuclei[1]),read_image(fields.cytoplasm[1]))] # the same cells, 25 times as dim
     for p,o in zip((fields.nuclei[1],fields.cytoplasm[1]),dim): write_image(p, o)
     alone,by_plate = (label_fields(fields.drop(columns='label'), tmp_path/str(by), fit_by=by) for by in (None,'plate'))

@@ -193,7 +193,7 @@ def test_everything_that_can_be_wrong_is_named(fields, rng):
     spoil(fields, 8, 'brightfield', lambda o: o[:-3])
     for k in ('brightfield','nuclei','cytoplasm'): spoil(fields, 9, k, lambda o, k=k: (read_image(fields[k][7])*1.3).clip(-2000,60000).astype(np.float32))
     checks = check_pairs(fields.drop(columns=['label','cells']), n_jobs=2)
-    expected = {0:('exclude','px right of and 1'), 1:('exclude','the whole-cell stain is empty: no cell stands out of the noise'), 2:('exclude','% of the nuclear stain is saturated'), 3:('exclude','are they swapped?'),
+    expected = {0:('exclude','px right of and 1'), 1:('exclude','the whole-cell stain is empty: no cell stands out of the noise'), 2:('exclude','% of the nuclear stain is saturated'), 3:('exclude','are they swapped'),
         4:('exclude','is a colour image'), 5:('exclude','no such file'), 6:('exclude','NaN or infinite'), 7:('look','the nuclear stain holds negative values'), 8:('exclude','export them at one size'),
         9:('look','almost the same as of field sim0007, which comes first')}
     for i,(verdict,why) in expected.items():
@@ -263,7 +263,7 @@ def test_verdicts_come_from_numbers_alone():
     cases = [({},'fit',''), (dict(shift_col=-2.),'look','2.0 px left of bright-field'), (dict(shift_row=7.),'exclude','7.0 px below'), (dict(shift_row=7., shift_confidence=.7),'look','perhaps'), (dict(shift_row=7., shift_confidence=.3),'look','of the same field?'),
         (dict(shift_row=7., shift_confidence=.85, shift_error=2.),'look','its parts disagree'), (dict(rotation=.5),'exclude','rotated by 0.50°'), (dict(rotation=.5, rotation_error=.2),'fit',''), (dict(scale=-.4),'look','-0.40 % larger'),
         (dict(structure_nuclei=1.1),'exclude','nuclear stain is empty'), (dict(structure_cytoplasm=4.),'look','whole-cell stain is weak'), (dict(saturated_cytoplasm=.23),'exclude','23 % of the whole-cell stain'), (dict(saturated_nuclei=.01),'look','1 % of the nuclear'),
-        (dict(uneven_brightfield=.8),'look','unevenly'), (dict(area_nuclei=.8),'exclude','swapped'), (dict(step_nuclei=257),'fit','8 bits'), (dict(artefact_share=.2),'look','20 % of the bright-field'), (dict(artefact_share=.7),'exclude','70 %'),
+        (dict(uneven_brightfield=.8),'look','unevenly'), (dict(area_nuclei=.8),'look','swapped'), (dict(area_nuclei=.8, area_cytoplasm=.3),'exclude','swapped'), (dict(step_nuclei=257),'fit','8 bits'), (dict(artefact_share=.2),'look','20 % of the bright-field'), (dict(artefact_share=.7),'exclude','70 %'),
         (dict(problem='x.tif: no such file'),'exclude','x.tif: no such file'), (dict(note='odd'),'look','odd'), (dict(shift_row=np.nan, shift_col=np.nan, shift_confidence=np.nan),'fit','')]
     numbers = pd.DataFrame([good|dict(field=str(i))|c for i,(c,_,_) in enumerate(cases)])
     got = judge_fields(numbers)
