@@ -420,7 +420,7 @@ def _label_field(row, out, pixel_size, **kwargs):
     write_image(path, fluorescence_labels(*stains, pixel_size=px, **kwargs), pixel_size=px)
     return dict(label=str(path))
 
-# %% ../nbs/04_labels.ipynb #0a3ab683
+# %% ../nbs/04_labels.ipynb #be0ee557
 def field_ceilings(
     fields:pd.DataFrame, # Fields table with paths in `nuclei`, and in `cytoplasm` if there is a whole-cell stain
     n:int=6, # Fields to look at, spread evenly
@@ -428,12 +428,13 @@ def field_ceilings(
 ) -> pd.DataFrame: # A row per field and class: field, class, dice (mean over pairs of labellings), lowest
     "Label ceiling of several fields; those that can't be read are left out"
     some = fields.iloc[np.unique(np.linspace(0, len(fields)-1, min(n, len(fields))).round().astype(int))]
-    done = each_field(_ceiling_field, some[['field',*[c for c in ('nuclei','cytoplasm') if c in some]]], 'ceiling', n_jobs)
+    done = each_field(_ceiling_field, some[['field',*[c for c in ('nuclei','cytoplasm','label') if c in some]]], 'ceiling', n_jobs)
     rows = [(f,c,r[c],r[f'{c} lowest']) for f,(_,r) in zip(some.field, done.iterrows()) for c in CLASSES if c in r and pd.isna(r.problem)]
     return pd.DataFrame(rows, columns=['field','class','dice','lowest'])
 
 def _ceiling_field(row):
     "Mean and lowest Dice of each class, flat"
-    _,stains,px = _read_stains(row, None)
+    px = image_info(row.label).pixel_size if isinstance(row.get('label'), str) else None # the one the label was made with
+    _,stains,px = _read_stains(row, px)
     t = label_ceiling(*stains, pixel_size=px).groupby('class').dice.agg(['mean','min'])
     return dict(t['mean']) | {f'{c} lowest':v for c,v in t['min'].items()}
