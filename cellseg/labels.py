@@ -7,7 +7,7 @@ __all__ = ['LABEL_METHODS', 'background_light', 'noise_level', 'clean_stain', 'S
            'fit_classes', 'local_regions', 'stands_out', 'fluorescence_labels', 'nuclei_instances', 'label_ceiling',
            'fit_stains', 'label_fields', 'field_ceilings']
 
-# %% ../nbs/04_labels.ipynb #1bf2d7f3
+# %% ../nbs/04_labels.ipynb #d2a5fbe9
 import warnings
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +21,7 @@ from skimage.filters import threshold_otsu
 from skimage.measure import block_reduce,label as connected
 from skimage.segmentation import expand_labels,watershed
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 # %% ../nbs/04_labels.ipynb #7cb362aa
@@ -148,7 +149,7 @@ class StainClasses(NamedTuple):
         at = tuple(((l-a[0])*(255/(a[-1]-a[0]))+.5).astype(np.uint8) for l,a in zip(logs,axes))
         return np.stack([table[...,k][at] for k in range(table.shape[-1])])
 
-# %% ../nbs/04_labels.ipynb #e779ca47
+# %% ../nbs/04_labels.ipynb #90c00918
 def _start(fields, noise):
     "Scales, share of bleed-through, stains without it, and classes by the steepest levels"
     if len(fields[0])==1:
@@ -170,8 +171,11 @@ def _clusters(method, x, y):
         m = KMeans(K, init=means/sd, n_init=1).fit(x/sd)
         width = np.mean((x/sd-m.cluster_centers_[m.labels_])**2)
         return np.ones(K)/K,m.cluster_centers_*sd,[np.diag(width*sd**2)]*K
-    tiny = 1e-4*np.eye(x.shape[1])
-    m = GaussianMixture(K, max_iter=200, reg_covar=1e-4, weights_init=np.ones(K)/K, means_init=means, precisions_init=[np.linalg.inv(np.cov(x[y==k].T)+tiny) for k in range(K)]).fit(x)
+    start = [np.linalg.inv(np.cov(x[y==k].T)+1e-4*np.eye(x.shape[1])) for k in range(K)]
+    m = GaussianMixture(K, max_iter=200, reg_covar=1e-4, weights_init=np.ones(K)/K, means_init=means, precisions_init=start)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning) # after 200 rounds what is left to gain is less than the width of a line
+        m.fit(x)
     return m.weights_,m.means_,m.covariances_
 
 # %% ../nbs/04_labels.ipynb #90949438
@@ -198,7 +202,7 @@ def fit_classes(
     weights,means,covs = _clusters(method, x[take], y[take])
     return StainClasses(method, scales, share, tuple(map(float, area if method=='gmm' else weights)), *(tuple(np.asarray(o).tolist()) for o in (means,covs)))
 
-# %% ../nbs/04_labels.ipynb #84f32cb1
+# %% ../nbs/04_labels.ipynb #abca2e36
 def local_regions(
     img, # (H,W) float32 stain
     scale, # Its `Scale`
@@ -218,7 +222,7 @@ def local_regions(
         if not nuclei or within is None: dark |= log<scale.level-.15*(scale.level-scale.dark) # clearly below the steepest level
         bright = (prob>(.6 if nuclei else .9)) & (above>.5*peak) & ~dark
         if within is not None: dark,bright = dark|~within,bright&within
-        bright = _grow(gaussian_gradient_magnitude(np.sqrt(np.maximum(above,0)+1), .7), dark, bright)
+        bright = _grow(gaussian_gradient_magnitude(np.sqrt(np.maximum(above,0)+scale.offset), .7), dark, bright)
     return bright if within is None else bright&within
 
 def _grow(gradient, dark, bright):
