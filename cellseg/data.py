@@ -7,7 +7,7 @@ __all__ = ['CUT', 'field_range', 'normalise', 'read_label', 'read_inputs', 'comp
            'TensorLabel', 'LabelToLong', 'FieldBlock', 'LabelBlock', 'patch_block', 'PatchDL', 'set_augment',
            'generators', 'split_idxs', 'patch_dls', 'show_batch', 'show_results']
 
-# %% ../nbs/08_data.ipynb #cd871e61
+# %% ../nbs/08_data.ipynb #2af84e09
 import copy,os,tempfile,warnings
 from functools import partial
 from pathlib import Path
@@ -18,24 +18,37 @@ from fastai.data.all import DataBlock,TransformBlock,TfmdDL,DataLoaders,Transfor
 from fastai.torch_basics import dispatch
 from fastai.torch_core import TensorImageBase,TensorMask,rank_distrib
 from .core import CLASSES,IGNORE,CellsegError,FieldsError,ImageError,atomic_path,label_rgb
-from .io import read_grey,pixel_hash
+from .io import image_info,pixel_hash,read_grey
 from .fields import same_size
+from .artefacts import artefact_mask
 from .sampling import PatchSampler,grid_patches,PATCH
 from .augment import RandomDihedral
 
-# %% ../nbs/08_data.ipynb #e923e1e4
+# %% ../nbs/08_data.ipynb #6462734c
 def field_range(
     img:np.ndarray, # (C,H,W), any numeric dtype
     low:float=1., # Percentile that becomes -1
     high:float=99., # Percentile that becomes 1
     name='image', # What to call it in an error
+    bright:int|None=None, # Channel that is a bright-field image: its bubbles and debris are left out; None: nothing is
+    pixel_size:float|None=None, # µm, to tell them by their size; None takes 0.345
 ) -> np.ndarray: # (C,2) float32: the grey values at both percentiles
     "Grey values of each channel that are mapped to -1 and 1"
     step = max(1, int((img[0].size/2e6)**.5)) # 2 million pixels tell the percentiles well enough
-    rng = np.stack([np.percentile(c[::step,::step], (low,high)) for c in img]).astype(np.float32)
+    some = img[:,::step,::step]
+    use = np.s_[:] if bright is None else _calm(np.asarray(some[bright]), step*(pixel_size or .345))
+    rng = np.stack([np.percentile(c[use], (low,high)) for c in some]).astype(np.float32)
     if (flat := rng[:,1]<=rng[:,0]).any():
         raise ImageError(f'{name}: channel {flat.argmax()} is constant (grey value {rng[flat][0,0]:g}) or nearly so: there is nothing to see in it, leave the field out')
     return rng
+
+def _calm(img, pixel_size):
+    "Pixels of a bright-field image that are neither bubble nor debris; all, if that can't be told or hardly any is left"
+    try: mask = artefact_mask(img, pixel_size, sharp=0) # what is out of focus has ordinary grey values
+    except ImageError: return np.s_[:] # too small, or not a bright background
+    return ~mask if mask.mean()<.8 else np.s_[:]
+
+def _bright(inputs): return inputs.index('brightfield') if 'brightfield' in inputs else None
 
 def normalise(
     img:np.ndarray, # (C,H,W), any numeric dtype
@@ -78,7 +91,7 @@ def complete_fields(
     if not ok.all(): warnings.warn(f"left out {(~ok).sum()} of {len(ok)} fields that lack one of {', '.join(columns)}: {', '.join(fields.field[~ok][:5])}")
     return fields[ok].reset_index(drop=True)
 
-# %% ../nbs/08_data.ipynb #5033b64f
+# %% ../nbs/08_data.ipynb #6df270df
 def _window(
     a, # (...,H,W) array
     p, # Patch: its row and col are used
@@ -109,7 +122,7 @@ class FieldStore:
     def _decode(self, i, row):
         same_size([row[self.inputs[0]],row.label])
         img,lbl = read_inputs(row, self.inputs),read_label(row.label, len(self.classes))
-        self.ranges.append(field_range(img, self.low, self.high, row[self.inputs[0]]))
+        self.ranges.append(field_range(img, self.low, self.high, row[self.inputs[0]], _bright(self.inputs), image_info(row[self.inputs[0]]).pixel_size))
         self.hashes.append((pixel_hash(img),pixel_hash(lbl)))
         for kind,a in (('image',img),('label',lbl)):
             with atomic_path(self.folder/f'{i}_{kind}.npy', FieldsError) as p: np.save(p, a)

@@ -6,7 +6,7 @@
 __all__ = ['GRID', 'FADE', 'tile_starts', 'tile_weights', 'predict_bands', 'Prediction', 'Segmenter', 'Ensemble',
            'predict_fields']
 
-# %% ../nbs/30_predict.ipynb #54e3d0ff
+# %% ../nbs/30_predict.ipynb #081bdd52
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from .core import CLASSES,IGNORE,CellsegError,ImageError,atomic_path
 from .io import image_info,write_image
 from .artefacts import artefact_mask
-from .data import field_range,normalise,read_inputs
+from .data import field_range,normalise,read_inputs,_bright
 from .models.registry import create_model
 from .learner import has_bf16,save_weights
 
@@ -75,7 +75,7 @@ def predict_bands(
         yield r,band[:,:done]
         carry = band[:,done:]
 
-# %% ../nbs/30_predict.ipynb #732ee688
+# %% ../nbs/30_predict.ipynb #337bdf89
 class Prediction(NamedTuple):
     "What a network says of an image"
     label:np.ndarray # (H,W) uint8 class codes
@@ -117,7 +117,7 @@ class Segmenter:
         if image.ndim==2: image = image[None]
         if image.ndim!=3 or len(image)!=len(self.inputs):
             raise ImageError(f"{name}: has shape {image.shape}, but this segmenter needs {len(self.inputs)} channel(s) ({', '.join(self.inputs)}): (H,W) or (C,H,W)")
-        return predict_bands(self._probs, image, field_range(image, self.low, self.high, name), tile, overlap)
+        return predict_bands(self._probs, image, field_range(image, self.low, self.high, name, _bright(self.inputs), self.pixel_size), tile, overlap)
 
     def predict(self, image, tile=512, overlap=128, name='image', artefacts=False) -> Prediction:
         "Predict an image of any size (parameters as in `bands`); with `artefacts`, label what can't be judged (bubbles, debris) 255"
@@ -130,8 +130,7 @@ class Segmenter:
         image, # (H,W) or (C,H,W)
     ) -> np.ndarray: # (H,W) bool
         "Where the bright-field image shows an artefact instead of cells"
-        i = self.inputs.index('brightfield') if 'brightfield' in self.inputs else 0
-        return artefact_mask(image if image.ndim==2 else image[i], self.pixel_size)
+        return artefact_mask(image if image.ndim==2 else image[_bright(self.inputs) or 0], self.pixel_size)
 
 # %% ../nbs/30_predict.ipynb #6c5abe85
 @patch
