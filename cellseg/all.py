@@ -26,5 +26,8 @@ from .predict import *
 from .workers import *
 from .run import *
 from .crossval import *
+from .charts import *
 from .plot import *
+from .widgets import *
+from .explorers import *
 from .report import *

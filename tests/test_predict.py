@@ -5,6 +5,7 @@ from cellseg.core import seeded
 from cellseg.models.registry import create_model
 from cellseg.predict import Segmenter, predict_bands
 from cellseg.data import field_range, normalise
+from cellseg.io import read_image
 
 def test_memory_of_a_large_image():
     "1440x1920 pixels take less than 2 GB above the model"
@@ -58,3 +59,17 @@ def test_two_inputs_and_their_order(rng):
     one,two = seg.predict(np.stack([a,b])),seg.predict(np.stack([b,a]))
     assert one.probs.shape==(3,64,80) and np.abs(one.probs-two.probs).max()>0
     with pytest.raises(ValueError, match='brightfield, phase'): seg.predict(a)
+
+def test_training_and_prediction_map_grey_values_alike(tmp_path, monkeypatch):
+    "A field with bubbles gets the same range in both, near that of the same cells without them"
+    from cellseg.data import FieldStore
+    from cellseg.simulate import simulate_fields
+    import cellseg.predict as P
+    clean,spoilt = (simulate_fields(tmp_path/str(b), 1, (500,600), seed=5, confluence=.6, pixel_size=.5, bubbles=b) for b in (0,2))
+    before,trained = (FieldStore(f).ranges[0] for f in (clean,spoilt))
+    seen = []
+    monkeypatch.setattr(P, 'predict_bands', lambda f, image, rng, *args: seen.append(rng) or iter(()))
+    seg = Segmenter(create_model('unet'), 'unet', pixel_size=.5)
+    list(seg.bands(read_image(spoilt.brightfield[0])))
+    np.testing.assert_array_equal(seen[0], trained)
+    assert abs(np.ptp(trained)/np.ptp(before)-1)<.1 and np.ptp(field_range(read_image(spoilt.brightfield[0])[None]))>1.5*np.ptp(before)
