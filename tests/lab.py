@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 import nbformat, psutil, pytest
 
-WAIT = 30      # seconds that a step may take
-RUN = 120      # seconds that the cells of a notebook may take
+WAIT = 60      # seconds that a step may take
+RUN = 240      # seconds that the cells of a notebook may take
 _settings = { # no news, no look for a newer JupyterLab; outputs exist also where they are not in view; nothing pops up; saved notebooks hold their widgets
     '@jupyterlab/apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),
     '@jupyterlab/notebook-extension/tracker': dict(windowingMode='none'),
