@@ -345,7 +345,7 @@ def _one_field(i, f, row, settings, kept):
         with atomic_path(kept, FieldsError) as p: p.write_text(json.dumps(done), encoding='utf-8')
     return i,done
 
-# %% ../nbs/02_fields.ipynb #a88b1c80
+# %% ../nbs/02_fields.ipynb #527a4793
 def each_field(
     f, # Function of a row of the table and of `settings`: gives a dict of numbers and text, raises `CellsegError` if it can't, warns of what is odd
     fields:pd.DataFrame, # Fields table
@@ -360,7 +360,7 @@ def each_field(
     if type(n_jobs) is not int or n_jobs<1: raise FieldsError(f'n_jobs must be a number of processes from 1, not {n_jobs!r}')
     images = image_columns(fields)
     calls = [(i,f,r,settings,keep and Path(keep)/f'{_stamp(f, [str(r[c]) for c in images], settings)}.json') for i,(_,r) in enumerate(fields.iterrows())]
-    with joblib.parallel_config('loky', n_jobs=min(n_jobs, len(calls)), inner_max_num_threads=1):
+    with joblib.parallel_config('loky', n_jobs=min(n_jobs, len(calls)), inner_max_num_threads=1, idle_worker_timeout=10): # seconds, then idle workers end
         jobs = joblib.Parallel(return_as='generator_unordered', batch_size=1)(joblib.delayed(_one_field)(*c) for c in calls)
     try: done = dict(tqdm(jobs, desc, len(calls), delay=1))
     except BrokenExecutor as e: raise FieldsError(f'{desc}: a worker process was ended from outside, most often for want of memory: try fewer at a time (n_jobs)') from e
