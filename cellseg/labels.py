@@ -70,7 +70,7 @@ def clean_stain(
     sigma = float(np.clip(12*noise/max(hi-lo, 1e-9), .7, 2))
     return gaussian_filter(img, sigma),noise/(2*np.pi**.5*sigma)
 
-# %% ../nbs/04_labels.ipynb #dd694e34
+# %% ../nbs/04_labels.ipynb #401434a5
 class Scale(NamedTuple):
     "A logarithmic scale of brightness, and the levels on it that matter"
     floor:float # Brightness that becomes the lowest value
@@ -100,7 +100,9 @@ def find_scale(
     ends = np.linspace(*np.percentile(log[::3], [.2 if within is None else 2,99.8]), bins+1)
     which,mid = np.digitize(log, ends),(ends[1:]+ends[:-1])/2
     n = np.bincount(which, minlength=bins+2)
-    slope = np.where(n>3e-4*log.size, np.bincount(which, slope, bins+2)/np.maximum(n,1), 0)[1:-1]
+    above = n[::-1].cumsum()[::-1]/log.size # share of the pixels at each level or above
+    usable = (n>3e-4*log.size) & (above>=(0 if within is None else .04)) # one very bright nucleus must not set the level of all
+    slope = np.where(usable, np.bincount(which, slope, bins+2)/np.maximum(n,1), 0)[1:-1]
     k,flat = slope.argmax(),np.flatnonzero(slope<steep*slope.max())
     low,high = max([*flat[flat<k],-1])+1,min([*flat[flat>k],bins])-1 # neighbours of the steepest, without a gap
     return scale._replace(level=float(mid[k]), dark=float(np.median(log[log<=mid[k]])), low=float(mid[low]), high=float(mid[high])),(mid,slope)

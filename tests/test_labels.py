@@ -46,7 +46,7 @@ def test_noise_level_agrees_with_wavelets(rng):
         assert noise_level(img)==pytest.approx(estimate_sigma(img), rel=.1) and noise_level(img)==pytest.approx(sigma, rel=.05)
     img = (sigma*rng.standard_normal((500,500))).astype(np.float32)
     smooth,left = clean_stain(img)
-    assert left==pytest.approx(smooth.std(), rel=.1) # the surface under it takes a little, too
+    assert left==pytest.approx((smooth-ndi.gaussian_filter(smooth, 25)).std(), rel=.05) # but for the smooth surface that was taken out
 
 def test_probabilities_are_those_of_scikit_learn(rng):
     "The clouds of StainClasses against scikit-learn's own posterior, away from rounding to the table"
@@ -98,6 +98,11 @@ def test_nucleus_always_inside_cell_and_bright_debris_outside_is_none(rng):
     n[debris] = 9000
     label = fluorescence_labels(n, sim.cytoplasm)
     assert not label[debris].any() and min(_dice(label, sim.label))>.93
+
+def test_one_very_bright_nucleus_does_not_set_the_level():
+    "A field in which a dividing nucleus has the steepest edges of all: the others were lost once"
+    sim = simulate_field((500,500), seed=900347859, confluence=.3)
+    for method in LABEL_METHODS: assert min(_dice(fluorescence_labels(sim.nuclei, sim.cytoplasm, method=method), sim.label))>.9, method
 
 def test_instances_count_nuclei(rng):
     "Against the simulated cells: counts within 5 %, and most nuclei found as one piece"

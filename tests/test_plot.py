@@ -204,7 +204,7 @@ def test_sampling_draws_where_patches_are(rng, fields):
     heights = np.array([[b.get_height() for b in c] for c in axs[1].containers])
     np.testing.assert_allclose(heights[:,0], counts/counts.sum(), atol=1e-9)
     np.testing.assert_allclose(heights[:,1], np.bincount(p['cls'], minlength=3)/n, atol=1e-9)
-    inside = sum(np.bincount(labels[f][r:r+size,c:c+size].ravel(), minlength=256)[:3] for f,r,c,_ in p[:300])
+    inside = sum(np.bincount(labels[f][r:r+size,c:c+size].ravel(), minlength=256)[:3] for f,r,c,_ in p[:100])
     np.testing.assert_allclose(heights[:,2], inside/inside.sum(), atol=1e-9)
     assert hexes([c[0].get_facecolor() for c in axs[1].containers])==[COLOURS[c] for c in CLASSES]
     bottoms = np.array([[b.get_y() for b in c] for c in axs[1].containers])
