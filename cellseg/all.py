@@ -23,6 +23,7 @@ from .metrics import *
 from .learner import *
 from .distributed import *
 from .predict import *
+from .omezarr import *
 from .workers import *
 from .run import *
 from .crossval import *

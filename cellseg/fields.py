@@ -287,14 +287,14 @@ def check_leaks(
             leaks += [(rows.field.iloc[0], f, why(v)) for f in other.field]
     return pd.DataFrame(leaks, columns=['field_a','field_b','why'])
 
-# %% ../nbs/02_fields.ipynb #181f20dd
+# %% ../nbs/02_fields.ipynb #29822f13
 _image_ends = ('.tif','.tiff','.png','.jpg','.jpeg','.czi','.nd2','.zarr')
 
 def image_columns(
     fields:pd.DataFrame, # Fields table
 ) -> list: # Names of the columns that hold image paths: channels and label
     "Tell the channels of a fields table from its other columns"
-    def is_image(v): return v is None or v!=v or Path(re.sub(r'#\d+$', '', str(v))).suffix.lower() in _image_ends
+    def is_image(v): return v is None or v!=v or re.search(r'\.zarr[/\\]', str(v)) or Path(re.sub(r'#\d+$', '', str(v))).suffix.lower() in _image_ends # an image inside an OME-Zarr plate has any name
     return [c for c in fields if c!='field' and fields[c].notna().any() and fields[c].map(is_image).all()]
 
 def absolute_paths(

@@ -104,23 +104,39 @@ def _jpeg(path, pixels):
     info = ImageInfo((h,w,n), np.dtype('uint8'), 'YXS', None)
     return imagecodecs.jpeg8_decode(data).reshape(h,w,n) if pixels else None, info
 
-# %% ../nbs/01_io.ipynb #8538dc50
+# %% ../nbs/01_io.ipynb #247e92a1
 def _bioio(path, pixels):
-    "Decode CZI, ND2 or OME-Zarr with bioio's readers"
+    "Decode CZI or ND2 with bioio's readers"
     img = need('bioio', 'formats').BioImage(path.absolute())
     size,unit = img.physical_pixel_sizes,img.dimension_properties.X.unit
     pixel_size = _in_um(size.X, size.Y, str(unit or 'µm')) if size.X and size.Y else None
     return img.data if pixels else None, ImageInfo(tuple(img.shape), img.dtype, img.dims.order, pixel_size)
 
-# %% ../nbs/01_io.ipynb #831326df
+# %% ../nbs/01_io.ipynb #227dd3f4
+def _zarr(path, pixels):
+    "Decode the full-size level of an OME-Zarr image (versions 0.4 and 0.5)"
+    meta = dict(need('zarr', 'formats').open_group(path, mode='r').attrs)
+    meta = meta.get('ome', meta)
+    if 'multiscales' not in meta: raise ValueError('a plate, not an image: make a fields table of it with `zarr_fields`' if 'plate' in meta else 'no OME-Zarr image')
+    scales = meta['multiscales'][0]
+    a = need('zarr', 'formats').open_array(path/scales['datasets'][0]['path'], mode='r')
+    axes = [o if isinstance(o, dict) else dict(name=o) for o in scales['axes']]
+    lost = a.nchunks-a.nchunks_initialized
+    if lost and path.parent.name!='labels': raise ValueError(f'{lost} of its {a.nchunks} chunks are missing')
+    scale = next((t['scale'] for t in scales['datasets'][0].get('coordinateTransformations', ()) if t['type']=='scale'), None)
+    pixel_size = scale and _in_um(scale[-1], scale[-2], axes[-1].get('unit'))
+    return a[:] if pixels else None, ImageInfo(a.shape, a.dtype, ''.join(o['name'] for o in axes).upper(), pixel_size)
+
+# %% ../nbs/01_io.ipynb #66785f54
 _magic = {b'II*\0':_tiff, b'MM\0*':_tiff, b'II+\0':_tiff, b'MM\0+':_tiff,
           b'\x89PNG\r\n\x1a\n':_png, b'\xff\xd8\xff':_jpeg}
-_by_bioio = ('.czi','.nd2','.zarr')
+_more = {'.czi':_bioio, '.nd2':_bioio, '.zarr':_zarr}
 
 def _decoder(path):
     "Choose the decoder for `path`, or say why there is none"
     if not os.path.exists(path): raise ImageError(f'{path}: no such file')
-    if path.suffix.lower() in _by_bioio: return _bioio
+    if path.suffix.lower() in _more: return _more[path.suffix.lower()]
+    if any((path/f).is_file() for f in ('zarr.json','.zattrs')): return _zarr # an image inside a plate has any name
     if path.is_dir(): raise ImageError(f'{path} is a folder: give an image file in it')
     try:
         with path.open('rb') as f: head = f.read(8)
@@ -129,7 +145,7 @@ def _decoder(path):
     for magic,decoder in _magic.items():
         if head.startswith(magic): return decoder
     raise ImageError(f'{path} is not an image that can be read: it begins with {head!r}. '
-        f"TIFF, PNG and JPEG can be read, and {', '.join(_by_bioio)} with pip install 'cellseg[formats]'")
+        f"TIFF, PNG and JPEG can be read, and {', '.join(_more)} with pip install 'cellseg[formats]'")
 
 # %% ../nbs/01_io.ipynb #1b661bac
 @contextmanager

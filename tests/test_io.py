@@ -1,5 +1,5 @@
 "Images written and read again by others, damaged files, full discs, real files"
-import logging, subprocess, sys, textwrap
+import logging, shutil, subprocess, sys, textwrap
 from pathlib import Path
 import numpy as np, pytest, tifffile
 from cellseg.core import ImageError
@@ -192,7 +192,7 @@ def test_damaged_bytes(tmp_path, rng, name):
 def test_pages_in_a_circle(tmp_path):
     "The last page names the first one as its next: without a look at the chain a reader never ends"
     code = textwrap.dedent('''
-        import sys, struct, tifffile, numpy as np
+        import shutil, sys, struct, tifffile, numpy as np
         from cellseg.io import read_image, ImageError
         for i in range(2): tifffile.imwrite(sys.argv[1], np.zeros((9,9), 'u1'), append=True, metadata=None)
         with tifffile.TiffFile(sys.argv[1]) as t: first,at = t.pages[0].offset,t.pages.next_page_offset
@@ -257,13 +257,16 @@ def test_impossible_pixel_sizes(tmp_path, size):
 # Other formats
 
 def test_ome_zarr(tmp_path, rng):
-    writers = pytest.importorskip('bioio_ome_zarr.writers', reason="needs the extra 'formats'")
-    img = some(rng, (2,40,50), 'uint16')
-    writers.OMEZarrWriter(store=str(tmp_path/'a.ome.zarr'), level_shapes=[img.shape], dtype=img.dtype, axes_names=['c','y','x'],
-        axes_types=['channel','space','space'], axes_units=[None,'nanometer','nanometer'], physical_pixel_size=[1,325,325]).write_full_volume(img)
-    assert np.array_equal(read_image(tmp_path/'a.ome.zarr'), img)
-    assert np.array_equal(read_grey(tmp_path/'a.ome.zarr#1'), img[1])
-    assert image_info(tmp_path/'a.ome.zarr')==(img.shape, img.dtype, 'CYX', .325)
+    from ome_zarr.format import FormatV04, FormatV05
+    from ome_zarr.writer import write_image as write_ome
+    for fmt in (FormatV04(),FormatV05()):
+        img,path = some(rng, (2,40,50), 'uint16'),tmp_path/f'a{fmt.version}.ome.zarr'
+        write_ome(img, str(path), axes='cyx', scale=dict(c=1, y=325, x=325), axes_units=dict(y='nanometer', x='nanometer'), scale_factors=[2], fmt=fmt)
+        assert np.array_equal(read_image(path), img)
+        assert np.array_equal(read_grey(f'{path}#1'), img[1])
+        assert image_info(path)==(img.shape, img.dtype, 'CYX', .325)
+        shutil.copytree(path, inside := tmp_path/f'plate{fmt.version}'/'A'/'1'/'0') # as inside a plate: no .zarr in its name
+        assert np.array_equal(read_image(inside), img)
     (tmp_path/'b.zarr').mkdir()
     with pytest.raises(ImageError, match='b.zarr could not be decoded'): read_image(tmp_path/'b.zarr')
 
