@@ -23,11 +23,17 @@ from .metrics import *
 from .learner import *
 from .distributed import *
 from .predict import *
+from .uncertainty import *
+from .cells import *
+from .compare import *
+from .measure import *
 from .omezarr import *
 from .workers import *
 from .run import *
 from .crossval import *
+from .plate import *
 from .charts import *
+from .counts import *
 from .plot import *
 from .widgets import *
 from .explorers import *

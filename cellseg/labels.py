@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LABEL_METHODS', 'background_light', 'noise_level', 'clean_stain', 'Scale', 'find_scale', 'unmix', 'StainClasses',
-           'fit_classes', 'local_regions', 'stands_out', 'fluorescence_labels', 'nuclei_instances', 'label_ceiling',
-           'fit_stains', 'label_fields', 'field_ceilings']
+           'fit_classes', 'local_regions', 'stands_out', 'fluorescence_labels', 'label_ceiling', 'fit_stains',
+           'label_fields', 'field_ceilings']
 
-# %% ../nbs/04_labels.ipynb #d2a5fbe9
+# %% ../nbs/04_labels.ipynb #171e9239
 import warnings
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np, pandas as pd
 from scipy import ndimage as ndi
 from scipy.ndimage import gaussian_filter,gaussian_gradient_magnitude,maximum_filter,binary_dilation,binary_erosion
 from scipy.stats import theilslopes
-from skimage.feature import peak_local_max
 from skimage.filters import threshold_otsu
 from skimage.measure import block_reduce,label as connected
 from skimage.segmentation import expand_labels,watershed
@@ -327,24 +326,6 @@ def _logs(fit, stains):
 
 def _say(so, what):
     if so: warnings.warn(what)
-
-# %% ../nbs/04_labels.ipynb #99863eb5
-def nuclei_instances(
-    label, # (H,W) label image, or bool: where nuclei are
-    pixel_size=None, # µm; None takes 0.345
-    code=2, # Label code of nuclei
-    distance=4., # Centres of two nuclei are at least so far apart, µm
-) -> np.ndarray: # (H,W) int32: the number of the nucleus, from 1; 0 elsewhere
-    "Number the nuclei, touching ones apart"
-    px,mask = .345 if pixel_size is None else pixel_size,np.asarray(label)
-    mask = mask if mask.dtype==bool else mask==code
-    hill = gaussian_filter(ndi.distance_transform_edt(np.pad(mask, 1))[1:-1,1:-1].astype(np.float32), .8/px) # smooth, so that a rough edge makes no hills
-    top = peak_local_max(hill, min_distance=max(1, round(distance/px)), labels=connected(mask), exclude_border=False)
-    seed = np.zeros(mask.shape, np.int32)
-    seed[tuple(top.T)] = np.arange(len(top))+1
-    out = watershed(-hill, seed, mask=mask)
-    small = connected(mask&(out==0)) # pieces too small for a hill
-    return np.where(small, small+len(top), out).astype(np.int32)
 
 # %% ../nbs/04_labels.ipynb #6845e55f
 def _ways(nuclei, cytoplasm, px):

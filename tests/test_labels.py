@@ -7,7 +7,8 @@ from skimage.restoration import estimate_sigma
 from sklearn.mixture import GaussianMixture
 from cellseg.core import FieldsError,ImageError
 from cellseg.io import read_image,image_info,write_image
-from cellseg.labels import background_light,clean_stain,fit_classes,fit_stains,fluorescence_labels,label_ceiling,label_fields,noise_level,nuclei_instances,LABEL_METHODS
+from cellseg.cells import nuclei_instances
+from cellseg.labels import background_light,clean_stain,fit_classes,fit_stains,fluorescence_labels,label_ceiling,label_fields,noise_level,LABEL_METHODS
 from cellseg.simulate import camera,simulate_field,simulate_fields,uneven
 
 data = Path(__file__).parents[2]/'shared'/'data'

@@ -16,7 +16,8 @@ from skimage.segmentation import clear_border,watershed
 from cellseg.artefacts import artefact_mask
 from cellseg.core import CLASSES
 from cellseg.io import read_image
-from cellseg.labels import LABEL_METHODS,fluorescence_labels,label_ceiling,label_fields,nuclei_instances
+from cellseg.cells import nuclei_instances
+from cellseg.labels import LABEL_METHODS,fluorescence_labels,label_ceiling,label_fields
 from cellseg.quality import check_pairs,field_numbers,find_shift
 from cellseg.simulate import simulate_field,simulate_fields
 
