@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_report', 'prediction_report', 'check_report']
 
-# %% ../nbs/42_report.ipynb #4594b974
+# %% ../nbs/42_report.ipynb #eb6108b9
 import base64,io
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -16,6 +16,8 @@ from .io import read_grey
 from .data import read_label
 from .run import Run,summarise
 from .crossval import CrossValidation
+from .compare import agreement
+from .counts import plot_agreement
 from .labels import LABEL_METHODS,field_ceilings
 from .plot import VERDICTS,show_comparison,show_contact_sheet,show_folds,show_legend,plot_history,plot_scores
 
@@ -67,6 +69,35 @@ def _scores_section(run, against, title):
     note = P("Mean, standard deviation and range over fields. '–': nothing to compute it from (a class in neither image; the spread of one field). 'all' is the mean over classes.")
     return [H2(title), note, Div(_table(summarise(scores).reset_index()), _figure(plot_scores, scores, ceiling=ceiling, alt='Dice of each field'), cls='row'), *_ceiling_note(ceiling),
         _every_field(scores, run.config['classes'])]
+
+# %% ../nbs/42_report.ipynb #1ffa387e
+def _cells_of(run, against):
+    "Comparison of the cells of the held-out fields of a run, or of all folds; None if there is none"
+    runs = getattr(run, 'runs', [run])
+    return pd.concat([r.cells(against) for r in runs], ignore_index=True) if runs and all(r.has_cells(against) for r in runs) else None
+
+def _cells_table(cells):
+    "Nuclei and cells of all fields together: sums of counts, means of shares over fields"
+    g = cells.groupby('what', sort=False)
+    counts,means = ['n_true','n_pred','matched','missed','invented','merged','split'],['ap50','ap','pq','area_error','area_spread']
+    return pd.concat([g[counts].sum(),g[means].mean()], axis=1).reset_index().rename(columns=dict(what='', n_true='true', n_pred='predicted', area_error='area error', area_spread='area spread'))
+
+def _cells_note(nuclei):
+    "What the counts say, in words"
+    a = agreement(nuclei.n_pred, nuclei.n_true)
+    what = f'On average a field is predicted to hold {a.bias:+.1f} nuclei more than it has ({nuclei.n_true.mean():.0f}).'
+    if a.n<2: return P(what + ' One field says nothing about how much that varies.')
+    few = ' (so few fields tell this only roughly: see the bands)' if a.n<20 else ''
+    return P(f'{what} How to read the picture: each point is a field, its height the error of its count; 95 of 100 new fields are to be expected between the dashed lines, from {a.low:+.1f} to {a.high:+.1f} nuclei{few}. The light bands say how exactly the lines are known.')
+
+def _cells_section(run, against, title):
+    "How many cells are found, as a table and a Bland-Altman plot"
+    cells = _cells_of(run, against)
+    if cells is None or not len(cells): return []
+    nuclei = cells[cells.what=='nuclei']
+    note = P("Matched: predicted and true overlap by at least half (intersection over union .5). Missed and invented: without such a partner. Merged: predicted ones that cover two or more true ones; split: true ones cut in two or more. ap50: matched / (matched + missed + invented); ap: its mean up to IoU .95; pq: panoptic quality; area error and area spread: of matched ones, relative. Means over fields.")
+    return [H2(title), Div(_table(_cells_table(cells)), _figure(plot_agreement, nuclei.n_pred, nuclei.n_true, unit='nuclei a field', alt='Bland-Altman plot of the counts of nuclei'), cls='row'), _cells_note(nuclei), note,
+        Details(Summary('Cells of every field'), _table(nuclei.drop(columns='what').sort_values('pq')))]
 
 # %% ../nbs/42_report.ipynb #44a781e5
 def _show_field(config, f):
@@ -123,7 +154,8 @@ def _write_page(path, title, *body):
     with atomic_path(path) as p: p.write_text(to_xml(page), encoding='utf-8')
     return Path(path)
 
-# %% ../nbs/42_report.ipynb #65c34276
+# %% ../nbs/42_report.ipynb #2332cbf2
+_exact = 'The same predictions against the exact truth of the simulation'
 _tiles_note = P('These are tiles cut from the same fields as the training tiles. They share light, focus and cells at the cut: expect lower Dice on new fields. An interval, where there is one, is over such tiles and says nothing about new fields.')
 _best_note = P('The weights kept are those of the epoch that did best on patches of the held-out fields, which makes their scores a little too good. A cross-validation takes the last epoch, unless told otherwise.')
 
@@ -133,8 +165,8 @@ def _run_body(run, n):
     held,classes,tiles = run.config['n_held_out'],run.config['classes'],'source' in run.fields
     what = ('tile' if tiles else 'field') + ('s' if held>1 else '')
     lead = P(f"Mean Dice {s.loc['all','mean']:.3f} on {held} {what} the network never saw: ", ', '.join(f'{c} {s.loc[c,"mean"]:.3f}' for c in classes), '.', cls='big')
-    return [lead, *[_tiles_note]*tiles, *[_best_note]*run.config.get('best', True), *_data_section(run), *_scores_section(run, 'label', 'Dice of held-out fields'),
-        *_scores_section(run, 'truth', 'The same predictions against the exact truth of the simulation'),
+    return [lead, *[_tiles_note]*tiles, *[_best_note]*run.config.get('best', True), *_data_section(run), *_scores_section(run, 'label', 'Dice of held-out fields'), *_cells_section(run, 'label', 'Cells of held-out fields'),
+        *_scores_section(run, 'truth', _exact), *_cells_section(run, 'truth', 'Their cells against the exact truth'),
         H2('Training'), _figure(plot_history, run.history, classes, alt='loss and Dice after each epoch'), *_fields_section(run, run.scores(), n), H2('Settings'), *_settings_section(run)]
 
 # %% ../nbs/42_report.ipynb #8cb15332
@@ -155,7 +187,7 @@ def _folds_section(cv, against, title):
     return [H2(title), P(f"Mean over fields, standard deviation over the folds' means, and a bootstrap interval for which {s.resampled.iloc[0]} were drawn with replacement{' (so few make it too narrow)' if int(s.resampled.iloc[0].split()[0])<10 else ''}. 'all' is the mean over classes."),
         Div(_table(s.drop(columns='resampled').reset_index()), _figure(cv.plot, against, alt='Dice by class and fold'), cls='row'), *_ceiling_note(_ceiling(cv, cv.fields) if against=='label' else None), _every_field(cv.scores_against(against), cv.classes, ['field','fold'])]
 
-# %% ../nbs/42_report.ipynb #00d0aaa0
+# %% ../nbs/42_report.ipynb #c3eb39fa
 def _folds_body(cv, n):
     "What the report of a cross-validation holds"
     s,c,fields = cv.summary(),cv.config,cv.fields
@@ -165,7 +197,8 @@ def _folds_body(cv, n):
     seconds,machines = sum(r.config['total_seconds'] for r in cv.runs),sorted({r.config['machine'] for r in cv.runs})
     rows = _data_rows(c, fields, f"{c['arch']}, {run.config['n_params']:,} parameters") | {'Folds':f"{len(c['folds'])}, each a network of its own", 'Training and prediction':f"{c['epochs']} epochs a fold, {seconds:.0f} s for all folds, {run.config['precision']}, on {' and '.join(machines)}"}
     return [lead, *[_tiles_note]*('source' in fields), *[_best_note]*c.get('best', True), H2('What was trained on what'), P('A column is a field, a row a fold: coloured where held out, grey where trained on.'), _figure(show_folds, fields, c['group'], alt='folds'),
-        _table(pd.DataFrame(rows.items(), columns=['','value'])), *_fields_overview(fields), *_folds_section(cv, 'label', 'Dice of held-out fields'), *_folds_section(cv, 'truth', 'The same predictions against the exact truth of the simulation'),
+        _table(pd.DataFrame(rows.items(), columns=['','value'])), *_fields_overview(fields), *_folds_section(cv, 'label', 'Dice of held-out fields'), *_cells_section(cv, 'label', 'Cells of held-out fields'),
+        *_folds_section(cv, 'truth', _exact), *_cells_section(cv, 'truth', 'Their cells against the exact truth'),
         H2('Training'), *[Details(Summary(f"Fold {r.config['valid_fold']}: Dice {r.scores().groupby('field').dice.mean().mean():.3f}"), _figure(plot_history, r.history, cv.classes, alt='loss and Dice after each epoch')) for r in cv.runs],
         *_fields_section(cv, cv.scores, n), H2('Settings'), *_settings_section(cv)]
 
