@@ -68,7 +68,7 @@ class XceptionBlock(nn.Module):
         "Third convolution and shortcut"
         return self.third(mid) if self.shortcut is None else self.third(mid)+self.shortcut(x)
 
-# %% ../../nbs/13_models.deeplab.ipynb #2b65ceb8
+# %% ../../nbs/13_models.deeplab.ipynb #4b99a189
 class Xception65(nn.Module):
     "Encoder: image → features at 1/4 and at 1/16 of its size"
     n_low,n_high = 256,2048 # channels of the two
@@ -85,11 +85,18 @@ class Xception65(nn.Module):
                                   XceptionBlock(1024, (1536,1536,2048), rate=2, shortcut='none', inside=True))
 
     def forward(self, x): # (B,n_in,H,W) → (B,256,H/4,W/4), (B,2048,H/16,W/16)
+        low,x = self.fine(x)
+        return low,self.deep(x)
+
+    def fine(self, x): # (B,n_in,H,W) → (B,256,H/4,W/4), (B,728,H/16,W/16)
+        "Entry flow: sees no further than 48 pixels"
         x = self.entry1(self.first(x))
         low = self.entry2.begin(x)
-        return low,self.exit(self.middle(self.entry3(self.entry2.finish(x, low))))
+        return low,self.entry3(self.entry2.finish(x, low))
 
-# %% ../../nbs/13_models.deeplab.ipynb #8dc981e3
+    def deep(self, x): return self.exit(self.middle(x)) # (B,728,H/16,W/16) → (B,2048,H/16,W/16)
+
+# %% ../../nbs/13_models.deeplab.ipynb #a2e4c65d
 class ASPP(nn.Module):
     "Look at a map at several distances"
     def __init__(self,
@@ -107,6 +114,18 @@ class ASPP(nn.Module):
         views = [self.pool(x).expand(-1,-1,*x.shape[-2:]), *[v(x) for v in self.views]]
         return self.mix(torch.cat(views, 1))
 
+    def look(self, x): # (B,n_in,H,W) → (B,n_out,H,W)
+        "The four views that see a neighbourhood, mixed; what `finish` needs besides the mean"
+        return F.conv2d(torch.cat([v(x) for v in self.views], 1), self.mix[0][0].weight[:,self.pool[1][0].out_channels:])
+
+    def finish(self,
+        x, # From `look` (B,n_out,H,W)
+        mean, # Mean of the map that `look` was given, over the whole image (B,n_in,1,1)
+    ):
+        "Add the view of the whole; `finish(look(x), mean of x)` is `forward(x)`"
+        pooled = self.pool[1](mean)
+        return self.mix[1](self.mix[0][1:](x + F.conv2d(pooled, self.mix[0][0].weight[:,:pooled.shape[1]])))
+
 # %% ../../nbs/13_models.deeplab.ipynb #cb03a1a2
 def grow(
     x:torch.Tensor, # Map (B,C,H,W)
@@ -117,7 +136,7 @@ def grow(
     x = F.pad(x, (0,1,0,1), mode='replicate')
     return F.interpolate(x, size=(k*h+1,k*w+1), mode='bilinear', align_corners=True)[...,:-1,:-1]
 
-# %% ../../nbs/13_models.deeplab.ipynb #4d683496
+# %% ../../nbs/13_models.deeplab.ipynb #de897614
 class DeepLabDecoder(nn.Module):
     "Features at 1/4 and at a coarser scale → scores at full size"
     def __init__(self,
@@ -132,11 +151,13 @@ class DeepLabDecoder(nn.Module):
         self.join = nn.Sequential(sep_conv(256+48, 256, inside=True), sep_conv(256, 256, inside=True))
         self.head = nn.Sequential(nn.Conv2d(256, n_out, 1), *[nn.Conv2d(n_out, n_out, 1)]*last)
 
-    def forward(self, low, high): # (B,n_low,H/4,W/4), (B,n_high,H/4k,W/4k) → (B,n_out,H,W)
-        x = grow(self.aspp(high), low.shape[-1]//high.shape[-1])
-        return grow(self.head(self.join(torch.cat([x,self.low(low)], 1))), 4)
+    def forward(self, low, high): return self.finish(self.low(low), self.aspp(high)) # (B,n_low,H/4,W/4), (B,n_high,H/4k,W/4k) → (B,n_out,H,W)
 
-# %% ../../nbs/13_models.deeplab.ipynb #2eb171b5
+    def finish(self, low, x): # Narrowed features (B,48,H/4,W/4), the pyramid's result (B,256,H/4k,W/4k) → (B,n_out,H,W)
+        x = grow(x, low.shape[-1]//x.shape[-1])
+        return grow(self.head(self.join(torch.cat([x,low], 1))), 4)
+
+# %% ../../nbs/13_models.deeplab.ipynb #63aa2fad
 class DeepLabV3Plus(nn.Module):
     "DeepLabv3+ on any encoder, for images of any height and width"
     def __init__(self,
@@ -149,6 +170,20 @@ class DeepLabV3Plus(nn.Module):
         self.multiple = 16
 
     def forward(self, x): return padded(lambda x: self.decoder(*self.encoder(x)), x, self.multiple)
+
+    def fine(self, x): # (B,n_in,H,W), divisible by 16 → (B,48,H/4,W/4), (B,_,H/16,W/16)
+        "First of three stages: what a tile with a narrow margin can tell"
+        low,x = self.encoder.fine(x) if hasattr(self.encoder, 'fine') else self.encoder(x)
+        return self.decoder.low(low),x
+
+    def deep(self, x): # (B,_,H/16,W/16) → views (B,256,H/16,W/16), features (B,n_high,H/16,W/16)
+        "Second stage: what needs a wide view, on the small map; the third needs the mean of the features over the whole image"
+        if hasattr(self.encoder, 'deep'): x = self.encoder.deep(x)
+        return self.decoder.aspp.look(x),x
+
+    def finish(self, low, views, mean): # (B,48,H/4,W/4), (B,256,H/16,W/16), (B,n_high,1,1) → (B,n_out,H,W)
+        "Third stage: back to the image's size"
+        return self.decoder.finish(low, self.decoder.aspp.finish(views, mean))
 
 @register
 def deeplabv3plus(
