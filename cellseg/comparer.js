@@ -234,7 +234,7 @@ function render({ model, el }) {
     return { ...best, W, pw, ph, H: best.rows * ph + 3 * (best.rows - 1) }
   }
   const fitZoom = () => { const [h, w] = shape(), g = grid(); return Math.min(g.pw / w, g.ph / h) }
-  const putLabels = (ctx, pic, g, x, y) => put(ctx, pic, g, x, y, get('outline') ? Math.min(1, 2 * get('opacity')) : get('opacity'), get('outline') ? 1 : 0)
+  const putLabels = (ctx, pic, g, x, y) => put(ctx, pic, g, x, y, get('outline') ? Math.min(1, 2 * get('opacity')) : get('opacity'), 1)
   function put(ctx, pic, g, x, y, alpha, smooth) { // smooth: up to so many screen pixels per pixel
     const { part, canvas: c } = pic, z = view.zoom
     ctx.globalAlpha = alpha
@@ -497,7 +497,7 @@ function render({ model, el }) {
     const line = (k, v) => make('span', { class: 'cfc-group' }, make('b', { text: k }), make('span', { text: v }))
     const num = (v) => Number.isInteger(v) ? String(v) : v.toPrecision(4)
     readout.replaceChildren(...(place ? [line('row, column', `${place.row}, ${place.col}`), ...Object.entries(place.values).map(([k, v]) => line(k, num(v))),
-      ...Object.entries(place.classes).map(([k, v]) => line(k, v + (place.nucleus[k] ? `, nucleus ${place.nucleus[k]}` : ''))),
+      ...Object.entries(place.classes).map(([k, v]) => line(k, place.cell[k] ? `cell ${place.cell[k]}, ${v}` : v)),
       ...Object.entries(place.probs).map(([k, v]) => line(`probability (${k})`, config.classes.map((c, i) => `${c} ${v[i].toFixed(2)}`).join(', '))), ...(place.problems || []).map((t) => line('!', t))] : []))
   }
 
@@ -531,7 +531,7 @@ function render({ model, el }) {
     if (d.onCurtain) return model.save_changes()
     if (d.moved) return
     const row = Math.floor(view.row + (d.p.y - d.p.g.ph / 2) / view.zoom), col = Math.floor(view.col + (d.p.x - d.p.g.pw / 2) / view.zoom), [h, w] = shape()
-    if (row >= 0 && col >= 0 && row < h && col < w) { place = { row, col, field: get('field'), values: {}, classes: {}, nucleus: {}, probs: {} }; draw(); model.send({ kind: 'pick', field: get('field'), row, col }) }
+    if (row >= 0 && col >= 0 && row < h && col < w) { place = { row, col, field: get('field'), values: {}, classes: {}, cell: {}, nucleus: {}, probs: {} }; draw(); model.send({ kind: 'pick', field: get('field'), row, col }) }
   })
   stage.addEventListener('pointercancel', () => { dragging = null })
   const MODES = ['panels', 'curtain', 'blink']

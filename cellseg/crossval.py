@@ -199,11 +199,11 @@ def plot(self:CrossValidation,
     scores,s = self.scores_against(against),self.summary(against)
     wide,fold = _wide(scores, self.classes),scores.groupby('field').fold.first()
     if ax is None: _,ax = plt.subplots(figsize=(1.6+1.4*len(s),3))
-    cols,folds,step = class_colours(self.classes) | {'background':'gray', 'all':'white'},self.config['folds'],.7/len(self.config['folds'])
+    cols,folds,step = class_colours(self.classes) | {'all':'white'},self.config['folds'],.7/len(self.config['folds'])
     for i,c in enumerate(s.index):
         for j,f in enumerate(folds):
             d,x = wide[c][fold==f].dropna().sort_values(),i-.4+(j+.5)*step
-            ax.plot(x+np.linspace(-.25, .25, len(d))*step if len(d)>1 else [x]*len(d), d, 'o', color=cols[c], mec='k', mew=.5, ms=4)
+            ax.plot(x+np.linspace(-.25, .25, len(d))*step if len(d)>1 else [x]*len(d), d, 'o', color=cols[c], mec='#8C8C8C', mew=.6, ms=4) # a grey rim: black dots lie apart, white ones are seen
             if len(d): ax.hlines(d.mean(), x-.4*step, x+.4*step, color='k', lw=1)
         ax.plot([i+.4]*2, [s.low[c],s.high[c]], 'k-_', ms=7); ax.plot(i+.4, s['mean'][c], 'kD', ms=4)
     ax.set(xticks=range(len(s)), xticklabels=s.index, ylabel='Dice', ylim=(min(.5, wide.min().min()-.05),1.02), title=f"folds {', '.join(map(str, folds))} from left to right; ◆ mean and its 95 % interval")

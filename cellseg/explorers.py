@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HAND', 'Explorer', 'SamplerExplorer', 'AugmentationExplorer', 'ThresholdExplorer', 'TrainingMonitor']
 
-# %% ../nbs/41_explorers.ipynb #cab6950c
-import copy,io,time,warnings
+# %% ../nbs/41_explorers.ipynb #0633b930
+import copy,io,os,time,warnings
 from math import ceil
 from pathlib import Path
 from threading import RLock
@@ -23,7 +23,7 @@ from PIL import Image
 from skimage.transform import downscale_local_mean
 from traitlets import TraitError
 
-# %% ../nbs/41_explorers.ipynb #9bfaa23d
+# %% ../nbs/41_explorers.ipynb #8bd82e94
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model,rank_distrib
 from .core import CLASSES,CellsegError,ImageError,atomic_path,class_colours,label_rgb
@@ -32,17 +32,19 @@ from .sampling import PatchSampler
 from .augment import paper_augment
 from .data import complete_fields,field_range,read_inputs,read_label
 from .predict import Segmenter
-from .plot import composite,difference_rgb,for_screen,plot_history,plot_sampling,show_augmentation
+from .plot import composite,difference_rgb,find_contrast,for_screen,plot_history,plot_sampling,show_augmentation,show_legend
 
-# %% ../nbs/41_explorers.ipynb #ef297a7d
+# %% ../nbs/41_explorers.ipynb #756e0446
 class Explorer(widgets.VBox):
     "Controls over a picture that answers them"
     def __init__(self,
         controls:dict, # Name → ipywidget with a `value`
         size=(9,3.2), # Of the figure, inches of 100 pixels
     ):
-        self.controls,self.state,self.seconds,self._size,self._quiet,self._lock = controls,{},None,size,False,RLock()
-        self._picture,self._message = widgets.Image(format='png', layout=dict(width=f'{round(size[0]*100)}px', max_width='100%')),widgets.Label()
+        self.controls,self.state,self.seconds,self._quiet,self._lock = controls,{},None,False,RLock()
+        self._fig = Figure(size, dpi=100) # not one of pyplot's, which the notebook would show
+        self._canvas = FigureCanvasAgg(self._fig)
+        self._picture,self._message = widgets.Image(format='jpeg', layout=dict(width=f'{round(size[0]*100)}px', max_width='100%')),widgets.Label()
         for name,c in controls.items(): c.observe(lambda _,name=name: self._moved(name), 'value')
         super().__init__([widgets.Box(list(controls.values()), layout=dict(flex_flow='row wrap')),self._picture,self._message], layout=dict(align_items='flex-start'))
         self.refresh()
@@ -51,23 +53,22 @@ class Explorer(widgets.VBox):
     def adapt(self, moved): pass                     # each explorer's own: move controls that depend on those of these names
     def refresh(self):
         "Draw what the controls say"
-        start,fig = time.perf_counter(),Figure(self._size, dpi=100) # not one of pyplot's, which the notebook would show
-        canvas = FigureCanvasAgg(fig)
-        self.state = self.answer(fig)
-        canvas.draw(); self._pixels = np.array(canvas.buffer_rgba())[...,:3]
-        self._picture.value = self.picture('png', compress_level=1)
+        start = time.perf_counter()
+        self.state = self.answer(self._fig)
+        self._canvas.draw(); self._pixels = np.array(self._canvas.buffer_rgba())[...,:3]
+        self._picture.value = self.picture()
         self._say(self.state.get('note',''))
         self.seconds = time.perf_counter()-start
 
     def _say(self, text): self._message.value,self._message.layout.display = text,None if text else 'none'
-    def picture(self, format='png', **kwargs):
+    def picture(self, format='jpeg', **kwargs):
         "What is shown, as the bytes of an image file"
-        with io.BytesIO() as f: Image.fromarray(self._pixels).save(f, format, **kwargs); return f.getvalue()
+        with io.BytesIO() as f: Image.fromarray(self._pixels).save(f, format, **dict(quality=90, subsampling=0) | kwargs); return f.getvalue()
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={c.value!r}' for k,c in self.controls.items())})"
     def _repr_mimebundle_(self, **kwargs):
-        return super()._repr_mimebundle_(**kwargs) | {'text/plain':repr(self), 'image/jpeg':b64encode(self.picture('jpeg', quality=40)).decode()}
+        return super()._repr_mimebundle_(**kwargs) | {'text/plain':repr(self), 'image/jpeg':b64encode(self.picture(quality=40, subsampling=2)).decode()}
 
-# %% ../nbs/41_explorers.ipynb #b184da9e
+# %% ../nbs/41_explorers.ipynb #a974a13e
 @patch
 def _moved(self:Explorer, name):
     "A hand has moved a control"
@@ -92,6 +93,7 @@ def set(self:Explorer, **values):
             raise
         finally: self._quiet = False
 
+# %% ../nbs/41_explorers.ipynb #20561c5d
 def _set(c, name, value):
     "Move one control, or say what it takes"
     try: c.value = value
@@ -107,7 +109,7 @@ class _Control:
     def __get__(self, w, owner=None): return self if w is None else w.controls[self.name].value
     def __set__(self, w, value): w.set(**{self.name:value})
 
-# %% ../nbs/41_explorers.ipynb #0dbf0b33
+# %% ../nbs/41_explorers.ipynb #0581df07
 def _slider(name, value, low, high, step=1, **kwargs):
     "A slider; whole numbers if its step is one"
     if not low<=value<=high: raise CellsegError(f'{name} is {value!r}: it must be a number from {low:g} to {high:g}')
@@ -115,10 +117,22 @@ def _slider(name, value, low, high, step=1, **kwargs):
     return (widgets.IntSlider if whole else widgets.FloatSlider)(value, description=str(name), min=low, max=high, step=step, **{} if whole else dict(readout_format='.2f'),
         style=dict(description_width='9em'), layout=dict(width='25em'), **kwargs)
 
-def _show(ax, img, title='', size=9, **kwargs):
+# %% ../nbs/41_explorers.ipynb #6c36d3d7
+def _axes(fig, *places):
+    "Empty axes at these places. Making axes takes longer than drawing into them, so those of before are emptied and used again"
+    if len(fig.axes)!=len(places):
+        fig.clear()
+        for p in places: fig.add_axes(p)
+    for ax,p in zip(fig.axes, places):
+        for a in (*ax.images,*ax.collections,*ax.lines,*ax.patches,*ax.texts,*filter(None, [ax.get_legend()])): a.remove()
+        ax.containers.clear(); ax.relim(); ax.set_position(p)
+    return np.array(fig.axes)
+
+def _show(ax, img, title='', size=9, note=''):
     "A picture without axes"
-    ax.imshow(img, **dict(cmap='gray', vmin=0, vmax=1, interpolation='nearest') | kwargs); ax.axis('off')
-    ax.set_title(title, fontsize=size, parse_math=False)
+    ax.imshow(img, cmap='gray', vmin=0, vmax=1, interpolation='nearest'); ax.axis('off'); ax.set_anchor('N')
+    ax.set_title(title, fontsize=size, parse_math=False, y=1)
+    if note: ax.text(.5, -.02, note, transform=ax.transAxes, ha='center', va='top', fontsize=6, color='#555555')
     return ax
 
 def _grey(img, what='the image'):
@@ -157,7 +171,7 @@ class SamplerExplorer(Explorer):
         if len(w)!=len(self.classes): raise CellsegError(f'{len(w)} weights were given for {len(self.classes)} classes')
         self.set(**{f'weight{i}':float(o) for i,o in enumerate(w)})
 
-# %% ../nbs/41_explorers.ipynb #59e4ae5b
+# %% ../nbs/41_explorers.ipynb #20fdb47c
 @patch
 def weighted(self:SamplerExplorer) -> PatchSampler:
     "Sampler with the weights and the seed that the controls say"
@@ -168,11 +182,13 @@ def weighted(self:SamplerExplorer) -> PatchSampler:
 @patch
 def answer(self:SamplerExplorer, fig):
     s = self.weighted()
-    axs = plot_sampling(s, self.n, self.field, self.classes, seed=self.seed, axs=[fig.add_axes(r) for r in ([.01,.03,.6,.87],[.67,.13,.2,.77])])
+    (h,w),(W,H) = s.labels[self.field].shape,fig.get_size_inches()
+    wide,high = min(.52, .87*H*w/h/W),min(.87, .52*W*h/w/H) # of the field, as shares of the figure
+    axs = plot_sampling(s, self.n, self.field, self.classes, seed=self.seed, axs=_axes(fig, [.01,.9-high,wide,high],[wide+.13,.13,.2,.77],[.02+wide,.9-high,.015,high]))
     shares = pd.DataFrame([[b.get_height() for b in bars] for bars in axs[1].containers], self.classes, ['fields','centres','patches'])
     return dict(weights=tuple(s.weights.tolist()), seed=self.seed, n=self.n, field=self.field, shares=shares)
 
-# %% ../nbs/41_explorers.ipynb #96a71ada
+# %% ../nbs/41_explorers.ipynb #e68ba35e
 class AugmentationExplorer(Explorer):
     "What the paper's augmentation does to a patch"
     sigma,mesh,seed,grid = _Control(),_Control(),_Control(),_Control()
@@ -197,18 +213,23 @@ class AugmentationExplorer(Explorer):
         part = tuple(slice(max(c-room, 0), c+size+room) for c in corner) # all that can be seen of the field
         self._at,self._image,self._label = [c-p.start for c,p in zip(corner,part)],image[part],None if label is None else np.asarray(label)[part]
         sliders = dict(sigma=_slider('deviation, px', float(sigma), 0., float(most), .5), mesh=_slider('mesh', mesh, 1, 8), seed=_slider('seed', seed, 0, 99))
-        super().__init__(sliders | dict(grid=widgets.Checkbox(True, description='grid', indent=False)), size=(9,2.45) if label is not None and n==1 else (9,9/(n+1)*(1 if label is None else 2)+.2))
+        super().__init__(sliders | dict(grid=widgets.Checkbox(True, description='grid', indent=False)), size=(9,2.6) if label is not None and n==1 else (9,9/(n+1)*(1 if label is None else 2)+.5))
 
-# %% ../nbs/41_explorers.ipynb #07cbb75c
+# %% ../nbs/41_explorers.ipynb #86457d77
 @patch
 def answer(self:AugmentationExplorer, fig):
-    pair = self._label is not None and self.n==1 # image and label beside each other
-    axs = fig.subplots(1 if pair or self._label is None else 2, 4 if pair else self.n+1, squeeze=False, gridspec_kw=dict(left=.005, right=.995, bottom=.01, top=1-.2/fig.get_figheight(), wspace=.02, hspace=.02))
+    pair,H = self._label is not None and self.n==1,fig.get_figheight() # image and label beside each other
+    rows,cols = 1 if pair or self._label is None else 2,4 if pair else self.n+1
+    top,gap = 1-.2/H,.17/H # gap: for what stands below a picture
+    axs = _axes(fig, *[[c/cols+.003, top-(r+1)*(top/rows-gap)-r*gap, 1/cols-.006, top/rows-gap] for r in range(rows) for c in range(cols)])
+    for ax in axs: ax.set_anchor('N')
     axs = show_augmentation(paper_augment(self.size, 0, self.sigma, self.mesh, self.seed), self._image, self._label, self.n, self.size, self._at, None if self.grid else 0, self.seed, self.classes, axs)
+    if pair:
+        for ax in axs[1]: ax.set_title('its label', fontsize=9, y=1)
     images,*labels = [[ax.images[0].get_array() for ax in row] for row in axs]
     return dict(sigma=self.sigma, mesh=self.mesh, seed=self.seed, grid=self.grid, images=np.stack(images), labels=np.stack(labels[0]) if labels else None)
 
-# %% ../nbs/41_explorers.ipynb #fc9fbee0
+# %% ../nbs/41_explorers.ipynb #a828a34b
 HAND = 'by hand'
 
 class ThresholdExplorer(Explorer):
@@ -224,10 +245,10 @@ class ThresholdExplorer(Explorer):
         self.stains,self.pixel_size,self._fits = [o for o in (nuclei,cytoplasm) if o is not None],.345 if pixel_size is None else pixel_size,{}
         if not 0<self.pixel_size<100: raise ImageError(f'pixel_size is {pixel_size}: give the edge of a pixel in µm')
         self._clean,self._noise = _clean(nuclei, cytoplasm, self.pixel_size)
-        self._fit_by(method)
+        for m in ('edges',method): self._fit_by(m) # edges: for thresholds by hand
         k = self._step = ceil((self._clean[0].size/pixels)**.5)
         self._small = [downscale_local_mean(np.asarray(o)[:o.shape[0]//k*k,:o.shape[1]//k*k].astype(np.float32), k) for o in self.stains]
-        self._rgb = composite(*self._small)
+        self._rgb,self._clipped = composite(*self._small),'\n'.join(f'{n}: {find_contrast(o)}' for n,o in zip(('nuclei','cytoplasm'), self._small))
         self._logs = [s.log(o[k//2::k,k//2::k]) for s,o in zip(self._fits[method].scales, self._free())]
         sliders = {n:_slider(t, s.level, *np.percentile(np.append(l, s.level), (0,100)).tolist(), .01) for n,t,s,l in zip(('nuclei','cytoplasm'), ('nuclear stain','whole-cell stain'), self._fits[method].scales, self._logs)}
         super().__init__(dict(method=widgets.Dropdown(options=[*LABEL_METHODS,HAND], value=method, description='method')) | sliders
@@ -266,7 +287,7 @@ def label(self:ThresholdExplorer) -> np.ndarray: # (H,W) uint8
     "Label image in full, for `fluorescence_labels`' other settings as they are"
     return fluorescence_labels(*self.stains, pixel_size=self.pixel_size, fit=self.fit, at=self.at)
 
-# %% ../nbs/41_explorers.ipynb #f34b9b21
+# %% ../nbs/41_explorers.ipynb #994cb404
 @patch
 def answer(self:ThresholdExplorer, fig):
     with warnings.catch_warnings(record=True) as said:
@@ -274,34 +295,39 @@ def answer(self:ThresholdExplorer, fig):
         label = fluorescence_labels(*self._small, pixel_size=self.pixel_size*self._step, fit=self.fit, at=self.at)
     classes = CLASSES if len(self.stains)>1 else (CLASSES[0],CLASSES[2])
     share = dict(zip(classes, (np.bincount(label.ravel(), minlength=len(classes))/label.size).tolist()))
-    left,*rest = [fig.add_axes(r) for r in ([.055,.14,.25,.76],[.32,.02,.335,.88],[.66,.02,.335,.88])]
+    left,*rest = _axes(fig, [.055,.14,.25,.76],[.32,.1,.335,.8],[.66,.1,.335,.8])
     _draw_plane(left, self._logs, self.fit, label, classes)
-    _show(rest[0], self._rgb, 'stains')
+    _show(rest[0], self._rgb, 'stains', note=self._clipped)
     _show(rest[1], label_rgb(label, classes), ', '.join(f'{c} {100*v:.0f} %' for c,v in share.items()), size=8)
     return dict(method=self.method, fit=self.fit, at=self.at, share=share, label=label, note='; '.join(str(s.message) for s in said))
 
+# %% ../nbs/41_explorers.ipynb #2215675b
 def _draw_plane(ax, logs, fit, label, classes, n=4000):
     "Pixels in the plane of the stains, in the colours of their classes, and the borders between these"
     cols,h,w = [class_colours(classes)[c] if k else '#888888' for k,c in enumerate(classes)],*map(min, zip(label.shape, logs[0].shape))
     some = np.random.default_rng(0).choice(h*w, min(n, h*w), replace=False)
     x,lbl = [l[:h,:w].ravel()[some] for l in logs],label[:h,:w].ravel()[some]
-    if len(x)==1: ax.hist([x[0][lbl==k] for k in range(len(classes))], 60, color=cols, stacked=True); ax.set(yticks=[])
+    lim = [(l.min()-.04*np.ptp(l),l.max()+.04*np.ptp(l)) for l in x]
+    ax.set(xlim=lim[0], **dict(ylim=lim[1]) if len(x)>1 else dict(yticks=[])) # the same for every threshold
+    if len(x)==1: ax.hist([x[0][lbl==k] for k in range(len(classes))], 60, color=cols, stacked=True)
     else:
         for k,c in enumerate(cols): ax.plot(x[0][lbl==k], x[1][lbl==k], '.', ms=1.5, color=c)
         ax.axhline(fit.scales[1].level, color='k', lw=.8, ls=':' if fit.weights else '-'); ax.set_ylabel('whole-cell stain (log)', fontsize=8, labelpad=1)
         if fit.weights:
-            g = np.meshgrid(*[np.linspace(l.min(), l.max(), 80) for l in x])
-            ax.contour(*g, fit.probs(*g).argmax(0), levels=[.5,1.5], colors='k', linewidths=1)
+            g = np.meshgrid(*[np.linspace(*l, 80) for l in lim])
+            p = fit.probs(*g)
+            for k in (0,2): ax.contour(*g, p[k]-np.delete(p, k, 0).max(0), levels=[0], colors='k', linewidths=1) # where a class is as likely as another; every border is one of these two
     ax.axvline(fit.scales[0].level, color='k', lw=.8, ls=':' if fit.weights else '-'); ax.set_xlabel('nuclear stain (log)', fontsize=8, labelpad=1)
-    ax.tick_params(labelsize=7); ax.set_title(f'{fit.method}' if fit.weights else 'thresholds', fontsize=9)
+    ax.tick_params(labelsize=7); ax.set_title(f'{fit.method}' if fit.weights else 'thresholds', fontsize=9, y=1)
 
-# %% ../nbs/41_explorers.ipynb #992003a3
+# %% ../nbs/41_explorers.ipynb #7a7f7866
 class _Training(Explorer):
     "Curves up to now, and the field as predicted after one of the epochs"
     epoch = _Control()
     def __init__(self, image, truth, classes):
-        self.image,self.truth,self.classes,self.history,self.labels = image,truth,classes,None,{}
-        super().__init__(dict(epoch=_slider('epoch', 1, 1, 1)), size=(9,4.9))
+        self.image,self.truth,self.classes,self.history,self.labels = for_screen(image),truth,classes,None,{}
+        self._clipped = str(find_contrast(image))
+        super().__init__(dict(epoch=_slider('epoch', 1, 1, 1)), size=(9,5.2))
     def add(self, history, label):
         "One more epoch; the slider goes on with it if it was at the end"
         with self._lock:
@@ -316,15 +342,17 @@ class _Training(Explorer):
         if self.history is None: fig.text(.5, .5, 'waiting for the first epoch', ha='center'); return dict(epoch=None)
         epoch = max(e for e in self.labels if e<=self.epoch)
         pred,n = self.labels[epoch],2 if self.truth is None else 4
-        curves = [fig.add_axes([x,.58,.42,.39]) for x in (.07,.565)]
+        *curves,under = (axs := _axes(fig, [.07,.62,.42,.36],[.565,.62,.42,.36],[0,0,1,.055],*[[i/n+.005,.1,1/n-.01,.375] for i in range(n)]))[:3]
         plot_history(self.history, self.classes, curves)
         for ax in curves: ax.axvline(epoch, color='#888888', lw=.8, ls=':'); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels = [('bright-field',self.image),*[('truth',label_rgb(self.truth, self.classes))]*(n>2),(f'prediction, epoch {epoch}',label_rgb(pred, self.classes))]
-        if n>2: panels.append(('difference',difference_rgb(pred, self.truth, self.classes)))
-        for i,(title,img) in enumerate(panels): _show(fig.add_axes([i/n+.005,.01,1/n-.01,.41]), img, title)
+        _show(axs[3], self.image, 'bright-field', note=self._clipped)
+        if n>2: _show(axs[4], label_rgb(self.truth, self.classes), 'truth')
+        _show(axs[5 if n>2 else 4], label_rgb(pred, self.classes), f'prediction, epoch {epoch}')
+        if n>2: _show(axs[6], difference_rgb(pred, self.truth, self.classes), 'difference')
+        show_legend(self.classes, under)
         return dict(epoch=epoch, history=self.history, label=pred)
 
-# %% ../nbs/41_explorers.ipynb #cf7aa029
+# %% ../nbs/41_explorers.ipynb #2c23d734
 class TrainingMonitor(Callback):
     "Draw the curves of a training, and its prediction of one field, after every epoch"
     order = 62 # after the recorder and the checkpoint
@@ -349,7 +377,7 @@ class TrainingMonitor(Callback):
         self._part = np.asarray(self.image)[(...,*middle)]
         if (n := len(self._part) if self._part.ndim==3 else 1)!=len(store.inputs): raise ImageError(f"the monitored image has {n} channel(s), the network {len(store.inputs)}: {', '.join(store.inputs)}")
         field_range(self._part.reshape(n, *self._part.shape[-2:]), store.low, store.high, 'the monitored image') # refuses one with nothing in it
-        self.view = _Training(for_screen(self._part if self._part.ndim==2 else self._part[0]), None if self.truth is None else np.asarray(self.truth)[middle], store.classes)
+        self.view = _Training(self._part if self._part.ndim==2 else self._part[0], None if self.truth is None else np.asarray(self.truth)[middle], store.classes)
         if not live and self.file is None: self.file = Path(self.learn.path)/'training.png'
         self._shown = display(self.view, display_id=True) if live else None
 

@@ -7,14 +7,17 @@ __all__ = ['MISTAKES', 'VERDICTS', 'Contrast', 'find_contrast', 'for_screen', 'c
            'show_field', 'show_comparison', 'show_legend', 'show_contact_sheet', 'drawn_shares', 'plot_sampling',
            'show_augmentation']
 
-# %% ../nbs/40_plot.ipynb #67a12db2
+# %% ../nbs/40_plot.ipynb #8a3d5bef
 import copy,math,textwrap
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from typing import NamedTuple
+from contourpy import contour_generator
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap,PowerNorm
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from pathlib import Path
 from skimage.transform import resize
 from tqdm import tqdm
@@ -204,7 +207,7 @@ def _check_shapes(imgs):
     for b,i in rest:
         if i.shape!=first.shape: raise CellsegError(f'{b} is {i.shape}, {a} is {first.shape}: they do not lie on each other')
 
-# %% ../nbs/40_plot.ipynb #ddda0a07
+# %% ../nbs/40_plot.ipynb #2b363d24
 def show_comparison(
     brightfield=None, # (H,W), or None
     truth=None, # Label image (H,W), or None
@@ -222,23 +225,25 @@ def show_comparison(
     _check_shapes(given)
     stains,panels = {k:i for k,i in given.items() if k in _stains},[]
     if brightfield is not None: panels.append(('bright-field',given['brightfield'],''))
-    if stains: panels.append(('fluorescence',composite(**stains),'\n'.join(f'{k}: {find_contrast(i)}'.replace(', c', '; c') for k,i in stains.items())))
+    if stains: panels.append(('fluorescence',composite(**stains),'\n'.join(f'{k}: {find_contrast(i)}' for k,i in stains.items())))
     panels += [(k,label_rgb(given[k], classes),'') for k in ('truth','prediction') if k in given]
     if truth is not None and pred is not None: panels.append(('difference',difference_rgb(given['prediction'], given['truth'], classes),''))
-    axs = _axes_for(len(panels), panels[0][1].shape, axs, width)
+    axs = _axes_for(len(panels), panels[0][1].shape, axs, width, .5+.2*len(stains)) # room for what is said of each stain
     for ax,(name,img,caption) in zip(axs, panels): _panel(ax, name, img, caption=caption)
     if pixel_size: scale_bar(axs[0], pixel_size)
     return axs
 
-# %% ../nbs/40_plot.ipynb #f8541389
+# %% ../nbs/40_plot.ipynb #cab7026a
 def show_legend(
     classes=CLASSES, # Class names
     ax=None, # None: the current axes
+    mistakes:bool=True, # Those of mistakes too?
 ):
     "Names of the colours of classes and mistakes"
-    items = {c:v for c,v in class_colours(classes).items() if c!='ignore'} | {k.replace('_',' '):v for k,v in MISTAKES.items()}
+    items = {str(c)[:24]:v for c,v in class_colours(classes).items() if c!='ignore'} | ({k.replace('_',' '):v for k,v in MISTAKES.items()} if mistakes else {})
     ax = ax or plt.gca()
-    ax.legend(handles=[Patch(fc=v, ec='gray', label=k) for k,v in items.items()], ncol=len(items), loc='center', fontsize=8, frameon=False); ax.axis('off')
+    l = ax.legend(handles=[Patch(fc=v, ec='gray', label=k) for k,v in items.items()], ncol=len(items), loc='center', fontsize=8, frameon=False); ax.axis('off')
+    for t in l.get_texts(): t.set_parse_math(False)
     return ax
 
 # %% ../nbs/40_plot.ipynb #579ee64a
@@ -291,7 +296,7 @@ def _frame(ax, pic, field, verdict, wide, size):
     ax.set(xticks=[], yticks=[])
     ax.set_title(f'{field}' + (f': {verdict}' if verdict not in (None,'fit') else ''), fontsize=6, pad=2, parse_math=False)
 
-# %% ../nbs/40_plot.ipynb #3629ce7f
+# %% ../nbs/40_plot.ipynb #b8474e35
 def drawn_shares(
     sampler, # `PatchSampler`
     patches:np.ndarray, # From its `draw`
@@ -299,19 +304,31 @@ def drawn_shares(
 ) -> pd.DataFrame: # A row for each label code; columns fields, centres, patches: shares of their pixels that add up to 1
     "How much of each class there is in the fields, at the centres of patches, and inside patches"
     k,s = len(sampler.total),sampler.size
-    inside = sum(np.bincount(sampler.labels[f][r:r+s,c:c+s].ravel(), minlength=256)[:k] for f,r,c,_ in patches[:most])
+    inside = sum(np.array([np.count_nonzero(p==c) for c in range(k)]) for p in (sampler.labels[f][r:r+s,c:c+s] for f,r,c,_ in patches[:most]))
     counts = dict(fields=sampler.total, centres=np.bincount(patches['cls'], minlength=k), patches=inside)
     return pd.DataFrame({n:v/max(v.sum(), 1) for n,v in counts.items()}).rename_axis('class')
 
-def _outline(ax, lbl, classes, n=600):
-    "Outlines of all classes but the first, in their colours"
-    step = -(-max(lbl.shape)//n)
-    small,at = lbl[::step,::step],[np.arange(m)[::step] for m in lbl.shape]
-    for k,c in enumerate(classes):
-        if k and (small==k).any() and (small!=k).any(): ax.contour(at[1], at[0], small==k, [.5], colors=[class_colours(classes)[c]], linewidths=.6, alpha=.9)
+def _lines(img, levels, step=1):
+    "For each level, the lines [(n,2) of x and y] along which an image has it; every `step`-th row and column is looked at, and the last"
+    y,x = ([*range(0, m-1, step),m-1] for m in img.shape)
+    found = contour_generator(x, y, img[np.ix_(y, x)])
+    return [found.lines(v) for v in levels]
 
-# %% ../nbs/40_plot.ipynb #5b7235ab
-def _show_centres(ax, lbl, here, size, bins, classes, of):
+def _outline(ax, lbl, classes, n=400):
+    "Outlines of all classes but the first, in their colours"
+    for k,c in enumerate(classes):
+        if k: ax.add_collection(LineCollection(_lines((lbl==k).astype(np.uint8), [.5], -(-max(lbl.shape)//n))[0], colors=class_colours(classes)[c], linewidths=.6, alpha=.9), autolim=False)
+
+# %% ../nbs/40_plot.ipynb #efa82aad
+def _colour_bar(ax, shown, label):
+    "Which value has which colour; matplotlib's own takes as long as the rest of the picture"
+    top = shown.norm.vmax
+    ax.imshow(np.linspace(top, 0, 64)[:,None], cmap=shown.cmap, norm=shown.norm, extent=(0,1,0,top), aspect='auto')
+    ax.set(xticks=[], xlim=(0,1), ylim=(0,top)); ax.yaxis.tick_right(); ax.yaxis.set_label_position('right')
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True)) # half a centre there is not
+    ax.set_ylabel(label, fontsize=7); ax.tick_params(labelsize=7, length=2)
+
+def _show_centres(ax, lbl, here, size, bins, classes, of, cax=None):
     "Heat map of the centres of patches, with outlines of the label"
     (h,w),edge = lbl.shape,max(lbl.shape)/bins
     rows,cols = (np.linspace(-.5, m-.5, max(1, round(m/edge))+1) for m in (h,w))
@@ -320,10 +337,10 @@ def _show_centres(ax, lbl, here, size, bins, classes, of):
     _outline(ax, lbl, classes)
     if len(here): ax.add_patch(plt.Rectangle((here['col'][0]-.5,here['row'][0]-.5), size, size, fill=False, ec='w', ls='--', lw=1))
     ax.set(xlim=(-.5,w-.5), ylim=(h-.5,-.5), xticks=[], yticks=[])
-    ax.set_title(f'centres of {len(here)}{of} patches', fontsize=9)
-    ax.figure.colorbar(shown, ax=ax, shrink=.8, pad=.02).set_label(f'centres in {edge:.0f} x {edge:.0f} pixels', fontsize=7)
+    ax.set_title(f'centres of {len(here)}{of} patches', fontsize=9, y=1)
+    _colour_bar(ax.inset_axes([1.02,0,.03,1]) if cax is None else cax, shown, f'centres in {edge:.0f} x {edge:.0f} pixels')
 
-# %% ../nbs/40_plot.ipynb #93d4e079
+# %% ../nbs/40_plot.ipynb #57677238
 def _show_shares(ax, shares, classes):
     "Stacked bars, one for each column"
     low = np.zeros(len(shares.columns))
@@ -332,10 +349,11 @@ def _show_shares(ax, shares, classes):
         ax.bar_label(bars, [_percent(v) if v>.05 else '' for v in row], label_type='center', fontsize=7, color='white' if _rgb(colour).mean()<.4 else 'black')
         low = low+row.to_numpy()
     ax.set(xticks=range(len(shares.columns)), xticklabels=['in the\nfields','at centres\nof patches','inside\npatches'], ylim=(0,1), yticks=[])
-    ax.tick_params(labelsize=7, length=0); ax.spines[:].set_visible(False); ax.set_title('share of each class', fontsize=9)
-    ax.legend(*[o[::-1] for o in ax.get_legend_handles_labels()], fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
+    ax.tick_params(labelsize=7, length=0); ax.spines[:].set_visible(False); ax.set_title('share of each class', fontsize=9, y=1)
+    handles,names = [o[::-1] for o in ax.get_legend_handles_labels()]
+    for t in ax.legend(handles, [n if len(n)<16 else n[:14]+' …' for n in names], fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5)).get_texts(): t.set_parse_math(False)
 
-# %% ../nbs/40_plot.ipynb #d23bc680
+# %% ../nbs/40_plot.ipynb #febf9057
 def plot_sampling(
     sampler, # `PatchSampler`; patches are drawn from a copy, so that its own draws stay what they were
     n:int=5000, # Patches to draw, from all its fields
@@ -343,7 +361,7 @@ def plot_sampling(
     classes=CLASSES, # Class names
     bins:int=40, # Squares along the longer side of the field
     seed:int=0, # Seed of the draws
-    axs=None, # Two axes; None: a new figure
+    axs=None, # Two axes, or three with one for the colour bar; None: a new figure
 ) -> np.ndarray: # The axes
     "Where the centres of patches lie in a field, and which class has which share"
     if not 0<=field<len(sampler.labels): raise CellsegError(f'there is no field {field}: there are {len(sampler.labels)}, counted from 0')
@@ -353,11 +371,11 @@ def plot_sampling(
     lbl,patches = sampler.labels[field],own.draw(n)
     wide = 3.15*lbl.shape[1]/lbl.shape[0] # inches
     if axs is None: _,axs = plt.subplots(1, 2, figsize=(wide+3.4,3.1), width_ratios=[wide,3], layout='constrained')
-    _show_centres(axs[0], lbl, patches[patches['field']==field], sampler.size, bins, classes, f' of {n}'*(len(sampler.labels)>1))
+    _show_centres(axs[0], lbl, patches[patches['field']==field], sampler.size, bins, classes, f' of {n}'*(len(sampler.labels)>1), *axs[2:])
     _show_shares(axs[1], drawn_shares(sampler, patches), classes)
     return axs
 
-# %% ../nbs/40_plot.ipynb #e7f36635
+# %% ../nbs/40_plot.ipynb #2009a526
 def _cut_wide(img, at, size, margin, **pad):
     "Patch from `at` with `margin` more pixels on each side"
     (r,c),s = at,size+2*margin
@@ -374,12 +392,13 @@ def _augmented(tfms, n, seed, img, label, size, margin):
     return [o.as_subclass(torch.Tensor).numpy() for o in batch]
 
 def _show_grid(ax, pos, step, size):
-    "Lines where the rows and columns of the patch before came to lie; its rim is thicker"
+    "Lines where the rows and columns of the patch before came to lie; its rim is thicker. They are smooth, so every fourth pixel tells them"
     for p in pos:
-        levels = np.arange(np.floor(p.min()/step), np.ceil(p.max()/step)+1)*step
-        ax.contour(p, levels-.5, colors='#F0E442', linewidths=np.where((levels==0)|(levels==size), 1.5, .5), linestyles='solid')
+        levels = np.union1d(np.arange(np.floor(p.min()/step), np.ceil(p.max()/step)+1)*step, [0,size])
+        lines = [(l,1.5 if v in (0,size) else .5) for v,ls in zip(levels, _lines(p, levels-.5, 4)) for l in ls]
+        ax.add_collection(LineCollection([l for l,_ in lines], colors='#F0E442', linewidths=[w for _,w in lines]), autolim=False)
 
-# %% ../nbs/40_plot.ipynb #730bd41e
+# %% ../nbs/40_plot.ipynb #3e20f971
 def _show_patches(rows, step, size, classes, axs):
     "A row of images, and a row of labels if there are any, each with its grid"
     imgs,pos,*lbls = rows
@@ -392,7 +411,7 @@ def _show_patches(rows, step, size, classes, axs):
         _note(axs[0,i], f'clipped {_percent((img<-1.5).mean())} dark, {_percent((img>1.5).mean())} bright')
         if lbls: axs[1,i].imshow(label_rgb(lbls[0][i], classes), interpolation='nearest'); axs[1,i].axis('off')
         for ax in axs[:,i] if step else (): _show_grid(ax, pos[i], step, size)
-        axs[0,i].set_title('before' if i==0 else 'after', fontsize=9)
+        axs[0,i].set_title('before' if i==0 else 'after', fontsize=9, y=1)
     for ax in axs[:,0] if step else (): ax.add_patch(plt.Rectangle((-.5,-.5), size, size, fill=False, ec='#F0E442', lw=3)) # half of it is seen
     return axs
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICT_CHOICES', 'ImageCache', 'level_knots', 'to_levels', 'level_values', 'reduced', 'FieldLayers', 'FieldComparer']
 
-# %% ../nbs/41_widgets.ipynb #79855a72
-import io,os,re,time,zlib
+# %% ../nbs/41_widgets.ipynb #8c42fd34
+import io,os,re,textwrap,time,zlib
 from collections import OrderedDict
 from pathlib import Path
 import anywidget
@@ -19,10 +19,10 @@ from . import core
 from .core import CLASSES,IGNORE,CellsegError,FieldsError,class_colours
 from .io import image_info,read_grey,read_image
 from .fields import load_fields,save_fields
-from .labels import nuclei_instances
 from .data import read_label
-from .metrics import dice_scores
-from .plot import MISTAKES,show_comparison
+from .metrics import confusion,dice_from_counts
+from .cells import cell_instances
+from .plot import MISTAKES,show_comparison,show_legend
 
 # %% ../nbs/41_widgets.ipynb #eb9903ee
 class ImageCache:
@@ -134,7 +134,7 @@ class FieldLayers:
         self._token = object() # tells arrays of these fields from those of others in a cache
         self._check()
 
-# %% ../nbs/41_widgets.ipynb #def00fcf
+# %% ../nbs/41_widgets.ipynb #926bdd11
 @patch
 def shape(self:FieldLayers,
     i:int, # Place of the field in the table
@@ -148,6 +148,7 @@ def shape(self:FieldLayers,
 
 def _shape(source): return tuple((source if isinstance(source, np.ndarray) else image_info(source)).shape[-2:])
 
+# %% ../nbs/41_widgets.ipynb #30df1575
 @patch
 def _same(self:FieldLayers, i, layer, shape):
     "Check the size of a layer"
@@ -164,7 +165,7 @@ def _check(self:FieldLayers, n=3):
             except CellsegError as e: problems += [e]*('differ in size' in str(e))
         if problems: raise problems[0]
 
-# %% ../nbs/41_widgets.ipynb #533fcb26
+# %% ../nbs/41_widgets.ipynb #f534cc9e
 def _as_label(lbl, n_classes):
     "Check an array of labels"
     lbl = np.asarray(lbl)
@@ -188,6 +189,7 @@ def _key(self:FieldLayers, i, layer):
     source = self.layers[layer][i]
     return (self._token,layer,i) if isinstance(source, np.ndarray) else _stamp(source)
 
+# %% ../nbs/41_widgets.ipynb #93b8c32a
 @patch
 def read(self:FieldLayers,
     i:int, # Place of the field in the table
@@ -221,22 +223,28 @@ def part(self:FieldLayers,
         about |= dict(low=float(knots[1]), high=float(knots[2]), values=[float(f'{v:.6g}') for v in level_values(knots)])
     return about | dict(h=out.shape[0], w=out.shape[1]),np.ascontiguousarray(out)
 
-# %% ../nbs/41_widgets.ipynb #2d1c4f2a
+# %% ../nbs/41_widgets.ipynb #2deface8
 @patch
 def dice(self:FieldLayers,
     i:int, # Place of the field in the table
     name:str, # Of the prediction
 ) -> list: # Dice of each class; None where there is none
     "How well a prediction agrees with the truth"
-    try: scores = dice_scores(self.read(i, self.predictions[name]), self.read(i, 'truth'), len(self.classes))
-    except CellsegError: return [None]*len(self.classes) # its panel tells why
+    K = len(self.classes)
+    try: pred,truth = self.read(i, self.predictions[name]),self.read(i, 'truth')
+    except CellsegError: return [None]*K # its panel tells why
+    counts = sum(confusion(pred[r:r+128], truth[r:r+128], K) for r in range(0, len(truth), 128)) # in strips: as fast, in little memory
+    scores = dice_from_counts(counts).numpy()
     return [None if np.isnan(s) else float(s) for s in scores]
 
 @patch
-def _nuclei(self:FieldLayers, i, layer):
-    "Numbers of the nuclei in a label image"
-    code,px = self.classes.index('nucleus'),self.pixel_size(i)
-    return self.cache.get(('nuclei',code,self._key(i, layer)), lambda: nuclei_instances(self.read(i, layer), px, code))
+def cells(self:FieldLayers,
+    i:int, layer:str, # Field and label image
+) -> np.ndarray: # (2,H,W) int32: numbers of nuclei and of cells, from 1
+    "Whose each pixel is; nobody's where no class is called nucleus"
+    if 'nucleus' not in self.classes: return np.zeros((2,*self.read(i, layer).shape), np.int32)
+    px = self.pixel_size(i)
+    return self.cache.get(('cells',self.classes,px,self._key(i, layer)), lambda: np.stack(cell_instances(self.read(i, layer), pixel_size=px, classes=self.classes)))
 
 @patch
 def pixel_size(self:FieldLayers, i):
@@ -245,21 +253,22 @@ def pixel_size(self:FieldLayers, i):
         try: return image_info(self.layers[c][i]).pixel_size
         except (CellsegError,TypeError): pass
 
-# %% ../nbs/41_widgets.ipynb #7f296600
+# %% ../nbs/41_widgets.ipynb #9ca6b17b
 @patch
 def at(self:FieldLayers,
     i:int, # Place of the field in the table
     row:int, col:int, # Pixel
-) -> dict: # values of channels, classes and numbers of the nucleus in label images, probs of predictions, problems
+) -> dict: # values of channels; class, cell (its number) and nucleus (is it in the cell's?) by label image; probs of predictions; problems
     "What lies at a place"
-    (h,w),out,K = self.shape(i)[0] or (0,0),dict(values={}, classes={}, nucleus={}, probs={}, problems=[]),len(self.classes)
+    (h,w),out,K = self.shape(i)[0] or (0,0),dict(values={}, classes={}, cell={}, nucleus={}, probs={}, problems=[]),len(self.classes)
     if not (0<=row<h and 0<=col<w): raise CellsegError(f'row {row}, column {col} is outside of the field {(h,w)}')
     for l in self.layers:
         try: v = self.read(i, l)[row,col]
         except CellsegError: continue # its panel tells why
         if not self.is_label(l): out['values'][l] = v.item(); continue
         out['classes'][l] = 'ignore' if v==IGNORE else self.classes[v]
-        if out['classes'][l]=='nucleus': out['nucleus'][l] = int(self._nuclei(i, l)[row,col])
+        nucleus,cell = self.cells(i, l)[:,row,col].tolist()
+        if cell: out['cell'][l],out['nucleus'][l] = cell,nucleus>0
     for n,sources in self.probs.items():
         if (p := sources[i]) is None: continue
         try:
@@ -331,7 +340,7 @@ def _tell(self:FieldComparer):
     self.set_trait('info', dict(field=self.field, id=str(self.fields.field.iloc[self.field]), shape=shape and [int(s) for s in shape], pixel_size=self.layers.pixel_size(self.field)))
     self.set_trait('place', None)
 
-# %% ../nbs/41_widgets.ipynb #c4f7b6b4
+# %% ../nbs/41_widgets.ipynb #c6c8ffd3
 @patch
 def _start(self:FieldComparer):
     "Traits at the beginning"
@@ -349,6 +358,7 @@ def _start(self:FieldComparer):
     shown = panels if len(panels)<=6 else [p for p in panels if not p.startswith('difference')][:6]
     return dict(config=config, stains=stains, field=self._worst(), dice=_for_browser(self._scores), scored=not self._unscored(), panels=shown, pair=[panels[0],(preds or truth or panels[1:] or panels)[0]], base=self._known['base'][0], shown=list(l.classes), prediction=self._known['prediction'][0])
 
+# %% ../nbs/41_widgets.ipynb #48b37d01
 @patch
 def _allowed(self:FieldComparer, name, value):
     "Refuse what there is not"
@@ -366,7 +376,7 @@ def _place_of(self:FieldComparer, field):
     if isinstance(field, (int,np.integer)) and not isinstance(field, bool) and 0<=field<n: return int(field)
     raise CellsegError(f'there is no field {field!r}: give an id, or a place from 0 to {n-1}')
 
-# %% ../nbs/41_widgets.ipynb #1f4b6450
+# %% ../nbs/41_widgets.ipynb #3b24d58a
 def _known_scores(ids, scores, layers):
     "Prediction → place in the table → Dice of each class, from tables of scores"
     out = {n:{} for n in layers.predictions}
@@ -382,6 +392,7 @@ def _known_scores(ids, scores, layers):
 
 def _for_browser(scores): return {n:{str(i):d for i,d in s.items()} for n,s in scores.items()}
 
+# %% ../nbs/41_widgets.ipynb #c86d5d60
 @patch
 def _unscored(self:FieldComparer):
     "Place and prediction of what is not scored yet"
@@ -406,7 +417,7 @@ def score(self:FieldComparer,
     if todo: self.dice = _for_browser(self._scores)
     self.scored = not self._unscored()
 
-# %% ../nbs/41_widgets.ipynb #473a0d18
+# %% ../nbs/41_widgets.ipynb #26444fa7
 VERDICT_CHOICES = ('accept','exclude')
 
 def _text(v): return None if v is None or v!=v or str(v)=='' else str(v)
@@ -420,6 +431,7 @@ def _with_verdicts(fields, save_to):
         for c in {'verdict','note'} & set(old): fields[c] = pd.Series([_text(old[c].get(str(f), v)) for f,v in zip(fields.field, fields[c])], index=fields.index, dtype=object)
     return fields,{str(i):[v,n] for i,(v,n) in enumerate(zip(fields.verdict, fields.note)) if v or n}
 
+# %% ../nbs/41_widgets.ipynb #9cec2010
 @patch
 def judge(self:FieldComparer,
     verdict=..., # 'accept', 'exclude', or None for no verdict; left out: as it is
@@ -442,7 +454,7 @@ def save(self:FieldComparer,
     save_fields(self.fields, path)
     self.status = f'saved to {path}'
 
-# %% ../nbs/41_widgets.ipynb #5a3d57e7
+# %% ../nbs/41_widgets.ipynb #2773dcac
 @patch
 def pick(self:FieldComparer,
     row:int, col:int, # Pixel
@@ -462,6 +474,7 @@ def _send_pixels(self:FieldComparer, view, wants):
         except Exception as e: about,buffers = dict(message=str(e) if isinstance(e, CellsegError) else f'{type(e).__name__}: {e}'),[] # whatever it is, the browser gets an answer
         self.send(about|dict(kind='pixels', view=view, field=w['field'], layer=w['layer'], last=k==len(wants)-1), buffers)
 
+# %% ../nbs/41_widgets.ipynb #754b54a3
 @patch
 def _message(self:FieldComparer, _, content, buffers):
     "What the browser asks for or tells"
@@ -474,7 +487,7 @@ def _message(self:FieldComparer, _, content, buffers):
         if kind=='verdict': self.judge(content.get('verdict', ...), content.get('note', ...), content['field'])
     except CellsegError as e: self.status = str(e)
 
-# %% ../nbs/41_widgets.ipynb #bd09bbb4
+# %% ../nbs/41_widgets.ipynb #cc635202
 @patch(as_prop=True)
 def state(self:FieldComparer) -> dict:
     "What is shown, as plain values; reads the layers of the panels"
@@ -489,6 +502,7 @@ def state(self:FieldComparer) -> dict:
     return {k:getattr(self, k) for k in ('field','mode','panels','pair','base','opacity','outline','shown','stains','contrast','view','order','place')} | dict(id=self.info['id'], shape=self.info['shape'],
         dice=dice, messages=messages, verdict=verdict, note=note)
 
+# %% ../nbs/41_widgets.ipynb #d18d3b09
 @patch
 def picture(self:FieldComparer,
     most:int=400, # Longest side of a panel, pixels
@@ -497,16 +511,17 @@ def picture(self:FieldComparer,
     l,i,got,said = self.layers,self.field,{},[]
     for k in [c for c in ('brightfield','nuclei','cytoplasm','truth') if c in l.layers]+list(l.predictions.values())[:1]:
         try: img = l.read(i, k)
-        except CellsegError as e: said.append(str(e)); continue
+        except CellsegError as e: said.append(str(e).replace(str(l.layers[k][i]), Path(l.layers[k][i]).name) if isinstance(l.layers[k][i], str) else str(e)); continue # the folder is left out
         got['pred' if k in l.predictions.values() else k] = reduced(img, max(1, -(-max(img.shape)//most)), l.is_label(k))
-    blank = got.get('truth', got.get('pred', np.zeros((3,4))))*0
     with plt.ioff():
-        axs = show_comparison(got.pop('brightfield', blank), classes=l.classes, **got)
-        fig = axs[0].figure
-        fig.suptitle('\n'.join([f"{self.info['id']}", *said]), fontsize=8, parse_math=False, wrap=True, y=.02, va='top')
+        axs = show_comparison(classes=l.classes, **(got or dict(brightfield=np.zeros((3,4)))))
+        fig,labels = axs[0].figure,{'truth','pred'}&set(got)
+        fig.text(.5, 1.01, '\n'.join(textwrap.fill(t, 36*len(axs)) for t in (self.info['id'],*said)), fontsize=8, ha='center', va='bottom', parse_math=False)
+        if labels: show_legend(l.classes, fig.add_axes([0,-.08,1,.06]), len(labels)>1)
         out = io.BytesIO(); fig.savefig(out, format='jpeg', dpi=90, bbox_inches='tight', pil_kwargs=dict(quality=60)); plt.close(fig)
     return out.getvalue()
 
+# %% ../nbs/41_widgets.ipynb #085ae846
 @patch
 def _repr_mimebundle_(self:FieldComparer, **kwargs):
     data,meta = super(FieldComparer, self)._repr_mimebundle_(**kwargs)

@@ -39,6 +39,9 @@ def eventually(page, code, want):
     end = time.monotonic()+WAIT
     while (got := kernel(page, code))!=want and time.monotonic()<end: time.sleep(.05)
     assert got==want, (code,got,want)
+def drawn(page):
+    "Wait until what the widget knows is drawn: it draws with the browser's next frame"
+    page.evaluate('() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))')
 def box(page, panel=0):
     "Left upper corner and size of a panel, on the canvas"
     pw,ph,cols = map(float, data(page)['panel'].split())
@@ -84,7 +87,7 @@ def test_it_opens_scores_and_lists_the_worst_first(page):
     said = page.locator('.cfc-dice').inner_text()
     for c,d in zip(('background','cytoplasm','nucleus'), eval(kernel(page, "w.dice['prediction']['0']"))): assert f'{c} {d:.3f}' in said
     page.locator('.cfc select[title^=Order]').select_option('nucleus'); eventually(page, 'w.order', 'nucleus')
-    screenshot(page, 'comparer-opened')
+    screenshot(page, 'comparer-opened', page.locator('.cfc'))
 
 def test_keys_go_from_field_to_field_and_do_nothing_to_the_notebook(page):
     cells = page.locator('.jp-Cell').count()
@@ -167,9 +170,11 @@ def test_a_stain_can_be_switched_off(page):
     x,y,w,h = box(page, 1)
     ps = [(x+a*w/30, y+b*h/30) for a in range(5,25) for b in range(3,28)]
     page.locator('.cfc input[title="Show nuclei?"]').click(); eventually(page, 'w.stains', "['cytoplasm']")
+    drawn(page)
     only = pixels(page, ps).astype(int)
     assert (only[:,2]>=only[:,0]).all() and only.max()>50 # blue, no orange
     page.locator('.cfc input[title="Show cytoplasm?"]').click(); eventually(page, 'w.stains', '[]')
+    drawn(page)
     assert pixels(page, ps).max()<40
 
 def test_curtain_and_blink(page):
@@ -196,9 +201,13 @@ def test_click_tells_what_lies_there(page):
     wait_until(page, f"() => {ROOT}.querySelector('.cfc-readout').textContent.includes('probability')")
     said = page.locator('.cfc-readout').inner_text()
     assert f'{row}, {col}' in said and 'nucleus 1.00' in said and kernel(page, f"read_grey(fields.nuclei[0])[{row},{col}]") in said
-    number = kernel(page, "w.place['nucleus']['prediction']")
-    assert int(number)>0 and f'nucleus, nucleus {number}' in said
-    screenshot(page, 'comparer-click')
+    number = kernel(page, "w.place['cell']['prediction']")
+    assert int(number)>0 and f'cell {number}, nucleus' in said
+    row,col = eval(kernel(page, f"next(o for o in np.argwhere((w.layers.cells(0, 'prediction')[1]=={number})&(labels[0]==1)).tolist() if max(abs(o[0]-{row}),abs(o[1]-{col}))<30)")) # beside its nucleus
+    click_at(page, row, col, 3)
+    wait_until(page, f"said => {ROOT}.querySelector('.cfc-readout').textContent.includes(said)", f'cell {number}, cytoplasm')
+    eventually(page, "(w.place['cell']['prediction'], w.place['nucleus']['prediction'])", f'({number}, False)')
+    screenshot(page, 'comparer-click', page.locator('.cfc'))
 
 def test_verdicts_and_notes_are_saved_as_text(page):
     press(page, 'x'); eventually(page, 'w.fields.verdict[0]', 'exclude')

@@ -1,14 +1,15 @@
-"FieldComparer without a browser: what it reads, sends, keeps in memory, refuses and saves"
+"FieldComparer and explorers without a browser: what the comparer reads, sends, keeps in memory, refuses and saves; the lesson's cells for own images, on real ones"
 import json, re, time, zlib
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from cellseg.core import CellsegError, FieldsError, CLASSES
+from cellseg.cells import cell_instances
+from cellseg.core import CellsegError, FieldsError, CLASSES, label_rgb
 from cellseg.data import read_label
+from cellseg.explorers import AugmentationExplorer, SamplerExplorer, ThresholdExplorer
 from cellseg.fields import load_fields
 from cellseg.io import read_grey, write_image
-from cellseg.labels import nuclei_instances
 from cellseg.metrics import dice_scores
-from cellseg.simulate import simulate_fields
+from cellseg.simulate import simulate_field, simulate_fields
 from cellseg.widgets import FieldComparer, FieldLayers, ImageCache, level_knots, level_values, reduced, to_levels
 import cellseg.widgets
 
@@ -54,7 +55,7 @@ def test_all_widgets_share_one_cache_and_read_changed_files_anew(fields, tmp_pat
     for k in (40,90): # arrays of two widgets never take each other's place
         img = np.zeros((150,210), np.uint8); img[k:] = 2
         w = FieldComparer(fields, [img]*3)
-        assert ((w.layers._nuclei(0, 'prediction')>0)==(img==2)).all()
+        assert ((w.layers.cells(0, 'prediction')[0]>0)==(img==2)).all()
 
 @pytest.mark.parametrize('dtype', ['uint8','uint16','int16','float32'])
 def test_levels_keep_order_and_are_fine_where_pixels_are(rng, dtype):
@@ -104,14 +105,20 @@ def test_scoring_is_done_a_few_at_a_time(fields):
 
 def test_click_tells_what_the_files_hold(fields, rng):
     w = FieldComparer(fields, dict(a='label', b=[None]*3), probs=dict(a=[np.stack([read_label(p)==k for k in range(3)]).astype(np.uint8)*255 for p in fields.label]), field=2)
-    lbl = read_label(fields.label[2]); number = nuclei_instances(lbl, .345)
+    lbl = read_label(fields.label[2]); nuclei,cells = cell_instances(lbl, pixel_size=.345)
     for r,c in zip(rng.integers(0,150,20).tolist(), rng.integers(0,210,20).tolist()):
         p = w.pick(r, c)
         assert p['values']['nuclei']==read_grey(fields.nuclei[2])[r,c] and p['classes']=={'truth':CLASSES[lbl[r,c]],'prediction a':CLASSES[lbl[r,c]]}
         assert p['probs']['a']==[float(lbl[r,c]==k) for k in range(3)]
-        assert p['nucleus'].get('truth', 0)==number[r,c]
+        assert p['cell'].get('truth', 0)==cells[r,c] and p['nucleus'].get('truth', False)==(nuclei[r,c]>0)
     json.dumps(w.place, allow_nan=False)
     with pytest.raises(CellsegError, match='outside'): w.pick(-1, 0)
+
+def test_classes_without_a_nucleus_have_no_cells(fields):
+    w = FieldComparer(fields, 'label', classes=('background','body','core'))
+    r,c = np.argwhere(read_label(fields.label[0])==2)[0].tolist()
+    p = w.pick(r, c)
+    assert p['classes']['truth']=='core' and p['cell']=={}==p['nucleus']
 
 def test_missing_and_broken_say_so_and_the_rest_works(fields, tmp_path):
     cut,other,colour = tmp_path/'cut.tif',tmp_path/'other.tif',tmp_path/'colour.png'
@@ -192,7 +199,7 @@ def test_cell_painting_field(data):
     about,pix = ask(w, dict(field=0, layer='brightfield', most=1024))[0]
     assert about['factor']==2 and pix.shape==(540,540) and 40<pix.mean()<215 and pix.std()>20
     r,c = np.argwhere(np.roll(lbl, 5, 0)==2)[1000].tolist()
-    assert w.pick(r, c)['nucleus']['prediction shifted']>0
+    assert w.pick(r, c)['cell']['prediction shifted']>0 and w.place['nucleus']['prediction shifted']
 
 def test_brifiseg_has_two_classes(data, rng):
     rows = [dict(field=p.name[:8], brightfield=str(p), label=str(p).replace('_BF','_nuclei')) for p in sorted((data/'brifiseg').glob('*_BF.tif'))]
@@ -203,5 +210,72 @@ def test_brifiseg_has_two_classes(data, rng):
     want = [dice_scores(p, read_label(l, 2), 2).mean() for p,l in zip(preds, f.label)]
     assert np.allclose([np.mean(w.dice['prediction'][str(i)]) for i in range(5)], want)
     r,c = np.argwhere(read_label(f.label[0], 2)==1)[50].tolist()
-    assert w.pick(r, c)['classes']['truth']=='nucleus' and w.place['nucleus']['truth']==nuclei_instances(read_label(f.label[0], 2), None, 1)[r,c]
+    assert w.pick(r, c)['classes']['truth']=='nucleus' and w.place['cell']['truth']==cell_instances(read_label(f.label[0], 2), classes=classes).cells[r,c]
     for l in ('brightfield','truth','prediction'): assert 'message' not in ask(w, dict(field=4, layer=l, most=512))[0][0]
+
+# the lesson's cells for the reader's own images, on real ones
+
+LESSON = Path(__file__).parents[1]/'nbs'/'course'/'05_look_at_your_predictions.ipynb'
+
+def own_cells(part):
+    "Code of the lesson's cells that are not run there: those after the cell that names the folder"
+    cells = [''.join(c['source']) for c in json.loads(LESSON.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
+    cells = [c for c in cells if c.startswith('#| eval: false\n')]
+    first = [i for i,c in enumerate(cells) if "\nfolder = Path('" in c]
+    assert first[0]==0 and len(first)==2
+    return cells[first[part]+1:[*first,None][part+1]]
+
+def run_own(part, folder, work):
+    "What there is by name after these cells"
+    names = dict(folder=folder, work=work)
+    exec('from cellseg.all import *', names)
+    for c in own_cells(part): exec(compile(c, 'lesson', 'exec'), names)
+    return names
+
+def test_lesson_on_stained_images(data, tmp_path):
+    n = run_own(0, data/'cellpainting_bf', tmp_path)
+    c,t,w,a,lbl = n['c'],n['t'],n['w'],n['a'],read_label(n['fields'].label[0])
+    assert {type(o).__name__ for o in (c,t,w,a)}=={'FieldComparer','ThresholdExplorer','SamplerExplorer','AugmentationExplorer'}
+    assert (c.state['panels'],c.state['messages'],c.state['shape'],c.state['id'])==(['bright-field','fluorescence','truth'],{},[1080,1080],'03_03_03_01')
+    r,k = np.argwhere(lbl==1)[len(lbl)].tolist()
+    assert c.pick(r, k)['classes']=={'truth':'cytoplasm'} and c.place['nucleus'].get('truth', False)==False
+    share = np.bincount(lbl.ravel(), minlength=3)/lbl.size
+    assert (share>.01).all() and np.abs(share-list(t.state['share'].values())).max()<.03 and (t.label()==lbl).mean()>.99
+    t.nuclei += .5
+    assert t.state['method']=='by hand' and t.state['share']['nucleus']<share[2]
+    np.testing.assert_allclose(w.state['shares'].fields, share, atol=1e-9)
+    assert np.abs(w.state['shares'].centres-1/3).max()<.06
+    assert (a.state['labels'][0]==label_rgb(lbl[428:652,428:652])).all() and a.state['images'].shape==(2,224,224) # the middle
+    c.judge('accept')
+    assert load_fields(tmp_path/'looked.csv').verdict.tolist()==['accept']
+
+def test_lesson_on_masked_images(data, tmp_path, capsys):
+    n = run_own(1, data/'brifiseg', tmp_path)
+    c,m,fields = n['c'],n['monitor'],n['fields']
+    assert (m.state['epoch'],len(m.state['history']))==(2,2) and m.state['label'].shape==(384,384) and set(np.unique(m.state['label']))<={0,1}
+    held = fields[fields.fold==0].iloc[0]
+    assert (m.view.truth==read_label(held.label, 2)[64:448,64:448]).all() and (tmp_path/'masked'/'training.png').stat().st_size>10_000
+    assert c.state['panels']==['bright-field','truth','prediction','difference'] and c.state['messages']=={}
+    c.score()
+    for i,f in enumerate(fields.itertuples()): assert np.allclose(c.dice['prediction'][str(i)], dice_scores(read_label(f.prediction, 2), read_label(f.label, 2), 2))
+    c.field = held.field
+    r,k = np.argwhere(cell_instances(read_label(held.label, 2), classes=n['classes']).cells>0)[9].tolist()
+    assert c.pick(r, k)['classes']['truth']=='nucleus' and c.place['cell']['truth']>0 and c.state['id']==held.field
+
+# explorers draw into the axes they have
+
+def test_a_moved_explorer_shows_what_a_new_one_shows(rng):
+    "Nothing of an earlier picture stays: after many moves each pixel is as if it had begun with these controls"
+    f,g = (simulate_field(s, seed=int(rng.integers(10**6)), confluence=.5) for s in ((260,300),(250,340)))
+    t = ThresholdExplorer(f.nuclei, f.cytoplasm)
+    lo,hi = t.controls['nuclei'].min,t.controls['nuclei'].max
+    kinds = [(lambda: SamplerExplorer([f.label,g.label], size=64, n=200), dict(weight2=lambda: float(rng.integers(1, 9)), field=lambda: int(rng.integers(2)), seed=lambda: int(rng.integers(99)))),
+        (lambda: AugmentationExplorer(f.brightfield, f.label, size=128), dict(sigma=lambda: float(rng.integers(0, 40)), mesh=lambda: int(rng.integers(1, 8)), grid=lambda: bool(rng.integers(2)))),
+        (lambda: ThresholdExplorer(f.nuclei, f.cytoplasm), dict(method=lambda: str(rng.choice(['gmm','otsu','edges'])), nuclei=lambda: float(rng.uniform(.7*lo+.3*hi, .5*lo+.5*hi)), plain=lambda: bool(rng.integers(2))))]
+    for make,moves in kinds:
+        w = make()
+        for name in rng.permutation([*moves]*2).tolist(): w.set(**{name:moves[name]()})
+        now = {k:c.value for k,c in w.controls.items()}
+        if now.get('method','by hand')!='by hand': now = {k:v for k,v in now.items() if k not in ('nuclei','cytoplasm')} # these follow the method
+        new = make(); new.set(**now)
+        np.testing.assert_array_equal(w._pixels, new._pixels, str(now))
