@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bootstrap_means', 'CrossValidation', 'cross_validate', 'compare']
 
-# %% ../nbs/36_crossval.ipynb #fcc5772b
+# %% ../nbs/36_crossval.ipynb #76feeab4
 import inspect,json,shutil,traceback,warnings
 from contextlib import contextmanager,nullcontext,redirect_stderr,redirect_stdout
 from multiprocessing import current_process
@@ -21,6 +21,7 @@ from .io import pixel_hash
 from .fields import absolute_paths,check_leaks,hash_images,kfold_fields,load_fields,save_fields,whole_folds
 from .data import complete_fields,read_label
 from .predict import Ensemble
+from .uncertainty import apply_temperature,best_temperature,calibration_bins,fit_temperature,sample_pixels
 from .workers import n_workers,sharing,side_by_side
 from .run import Run,train,_augmentation,_digest,_environment,_not_recorded,_same_run,_write_config
 
@@ -112,7 +113,7 @@ def _interval(means):
         warnings.simplefilter('ignore') # a class that is nowhere: nan
         return np.nanpercentile(means, (2.5,97.5), axis=0)
 
-# %% ../nbs/36_crossval.ipynb #9df252fb
+# %% ../nbs/36_crossval.ipynb #8109b69d
 class CrossValidation:
     "The folder of a cross-validation, read"
     def __init__(self,
@@ -147,6 +148,10 @@ class CrossValidation:
         lacks = [f for f in self.config['folds'] if f not in done]
         if lacks: raise CellsegError(f"{self.folder}: fold {', '.join(map(str, lacks))} is not finished; call `cross_validate` again to go on")
         return pd.concat([r.scores(against).assign(fold=r.config['valid_fold']) for r in self.runs], ignore_index=True)[['fold','field','class','dice','n_true','n_pred']]
+    def cells(self, against='label'):
+        "Cells found, missed and invented in every field, from `score_cells`, with its fold"
+        return pd.concat([r.cells(against).assign(fold=r.config['valid_fold']) for r in self.runs], ignore_index=True)
+    def has_cells(self, against='label'): return self.finished and all(r.has_cells(against) for r in self.runs)
     def __repr__(self):
         s = self.summary().loc['all'] if self.finished else None
         return f"CrossValidation({self.folder.name}: {self.config['arch']}, " + (f"Dice {s['mean']:.3f}, {s.low:.3f} to {s.high:.3f}, {s.n} fields)" if self.finished else f"{len(self.runs)} of {len(self.config['folds'])} folds finished)")
@@ -188,6 +193,29 @@ def worst(self:CrossValidation,
 def ensemble(self:CrossValidation) -> Ensemble:
     "A segmenter that averages the networks of the finished folds"
     return Ensemble([r.segmenter for r in self.runs])
+
+# %% ../nbs/36_crossval.ipynb #5b5b0e23
+@patch
+def calibration(self:CrossValidation,
+    n:int=20_000, # Pixels of each field
+    seed:int=0, # Seed of their draw
+) -> dict: # 'before' and 'after': tables of `calibration_bins`
+    "How often out-of-fold probabilities come true, before and after temperature scaling"
+    parts,out = {k:sample_pixels(g, n, seed) for k,g in self.fields.groupby('fold')},dict(before=[], after=[])
+    for k,(p,y) in parts.items():
+        T = best_temperature(*[np.concatenate(o, -1) for o in zip(*[v for j,v in parts.items() if j!=k])])
+        for when,q in (('before',p),('after',apply_temperature(p, T))): out[when].append(calibration_bins(q[...,None], y[...,None], self.classes))
+    return {when:pd.concat(bins, ignore_index=True) for when,bins in out.items()}
+
+@patch
+def calibrate(self:CrossValidation) -> float: # The temperature
+    "Fit one temperature to all out-of-fold predictions and set it in every fold's segmenter"
+    T = fit_temperature(self.fields)
+    for r in self.runs:
+        seg = r.segmenter
+        seg.temperature = T
+        seg.save(r.folder/'segmenter')
+    return T
 
 # %% ../nbs/36_crossval.ipynb #76f8f4d8
 @patch

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HAND', 'Explorer', 'SamplerExplorer', 'AugmentationExplorer', 'ThresholdExplorer', 'TrainingMonitor']
 
-# %% ../nbs/41_explorers.ipynb #0633b930
-import copy,io,os,time,warnings
+# %% ../nbs/41_explorers.ipynb #9acaa555
+import io,os,time,warnings
 from math import ceil
 from pathlib import Path
 from threading import RLock
@@ -23,11 +23,11 @@ from PIL import Image
 from skimage.transform import downscale_local_mean
 from traitlets import TraitError
 
-# %% ../nbs/41_explorers.ipynb #8bd82e94
+# %% ../nbs/41_explorers.ipynb #df928b5f
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model,rank_distrib
 from .core import CLASSES,CellsegError,ImageError,atomic_path,class_colours,label_rgb
-from .labels import LABEL_METHODS,fit_classes,fluorescence_labels,_clean
+from .labels import LABEL_METHODS,fit_classes,clean_stains,fluorescence_labels
 from .sampling import PatchSampler
 from .augment import paper_augment
 from .data import complete_fields,field_range,read_inputs,read_label
@@ -171,13 +171,11 @@ class SamplerExplorer(Explorer):
         if len(w)!=len(self.classes): raise CellsegError(f'{len(w)} weights were given for {len(self.classes)} classes')
         self.set(**{f'weight{i}':float(o) for i,o in enumerate(w)})
 
-# %% ../nbs/41_explorers.ipynb #20fdb47c
+# %% ../nbs/41_explorers.ipynb #82f96ca3
 @patch
 def weighted(self:SamplerExplorer) -> PatchSampler:
     "Sampler with the weights and the seed that the controls say"
-    s = copy.copy(self.sampler)
-    s.weights,s.rng = s._check_weights(self.weights),np.random.default_rng(self.seed)
-    return s
+    return self.sampler.reweigh(self.weights, self.seed)
 
 @patch
 def answer(self:SamplerExplorer, fig):
@@ -229,7 +227,7 @@ def answer(self:AugmentationExplorer, fig):
     images,*labels = [[ax.images[0].get_array() for ax in row] for row in axs]
     return dict(sigma=self.sigma, mesh=self.mesh, seed=self.seed, grid=self.grid, images=np.stack(images), labels=np.stack(labels[0]) if labels else None)
 
-# %% ../nbs/41_explorers.ipynb #a828a34b
+# %% ../nbs/41_explorers.ipynb #a10041c6
 HAND = 'by hand'
 
 class ThresholdExplorer(Explorer):
@@ -244,7 +242,7 @@ class ThresholdExplorer(Explorer):
     ):
         self.stains,self.pixel_size,self._fits = [o for o in (nuclei,cytoplasm) if o is not None],.345 if pixel_size is None else pixel_size,{}
         if not 0<self.pixel_size<100: raise ImageError(f'pixel_size is {pixel_size}: give the edge of a pixel in µm')
-        self._clean,self._noise = _clean(nuclei, cytoplasm, self.pixel_size)
+        self._clean,self._noise = clean_stains(nuclei, cytoplasm, self.pixel_size)
         for m in ('edges',method): self._fit_by(m) # edges: for thresholds by hand
         k = self._step = ceil((self._clean[0].size/pixels)**.5)
         self._small = [downscale_local_mean(np.asarray(o)[:o.shape[0]//k*k,:o.shape[1]//k*k].astype(np.float32), k) for o in self.stains]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABEL_METHODS', 'background_light', 'noise_level', 'clean_stain', 'Scale', 'find_scale', 'unmix', 'StainClasses',
-           'fit_classes', 'local_regions', 'stands_out', 'fluorescence_labels', 'label_ceiling', 'fit_stains',
-           'label_fields', 'field_ceilings']
+           'fit_classes', 'local_regions', 'stands_out', 'fluorescence_labels', 'clean_stains', 'label_ceiling',
+           'fit_stains', 'label_fields', 'field_ceilings']
 
 # %% ../nbs/04_labels.ipynb #171e9239
 import warnings
@@ -282,7 +282,7 @@ def _swapped(n, noise, cell):
     bright = scale.log(n)>scale.level
     return bright.mean()>1.2*cell.mean() and n[bright].mean()-n[~bright].mean()>6*noise # not of noise alone
 
-# %% ../nbs/04_labels.ipynb #0d7483ca
+# %% ../nbs/04_labels.ipynb #669b2cbd
 def fluorescence_labels(
     nuclei, # (H,W) nuclear stain, any numeric type
     cytoplasm=None, # (H,W) whole-cell stain; without it the classes are background and nucleus
@@ -297,7 +297,7 @@ def fluorescence_labels(
     "Label image from fluorescence, without training"
     px = .345 if pixel_size is None else pixel_size
     if not 0<px<100: raise ImageError(f"pixel_size is {pixel_size}: give the edge of a pixel in µm")
-    stains,noise = _clean(nuclei, cytoplasm, px)
+    stains,noise = clean_stains(nuclei, cytoplasm, px)
     fit = fit or fit_classes([stains], noise, method)
     cell,(speck,hole) = None,(_area(o, px) for o in (min_cell,max_hole))
     n,p = stains[0],fit.probs(*_logs(fit, stains))
@@ -314,7 +314,11 @@ def fluorescence_labels(
     _say(not core.any(), 'no nucleus stands out of the noise of the nuclear stain')
     return core.astype(np.uint8) if cell is None else np.where(cell, 1+core, 0).astype(np.uint8)
 
-def _clean(nuclei, cytoplasm, px):
+def clean_stains(
+    nuclei, # (H,W) nuclear stain
+    cytoplasm, # (H,W) whole-cell stain, or None
+    px, # µm
+): # Two tuples: the stains cleaned (float32), and their noise
     "Checked and cleaned stains, and their noise"
     n = _stain(nuclei, 'nuclear')
     return zip(*[clean_stain(o, px) for o in ([n] if cytoplasm is None else [n,_stain(cytoplasm, 'whole-cell', n.shape)])])
@@ -327,10 +331,10 @@ def _logs(fit, stains):
 def _say(so, what):
     if so: warnings.warn(what)
 
-# %% ../nbs/04_labels.ipynb #6845e55f
+# %% ../nbs/04_labels.ipynb #f8ef6a3b
 def _ways(nuclei, cytoplasm, px):
     "Plausible labellings by name"
-    stains,noise = _clean(nuclei, cytoplasm, px)
+    stains,noise = clean_stains(nuclei, cytoplasm, px)
     stains,out = tuple(stains),{}
     fits = {m:fit_classes([stains], noise, m) for m in LABEL_METHODS}
     usual = fits['edges'].scales
@@ -355,7 +359,7 @@ def label_ceiling(
             rows.append((a, b, c, 2*(x&y).sum()/total if (total := x.sum()+y.sum()) else np.nan))
     return pd.DataFrame(rows, columns=['a','b','class','dice'])
 
-# %% ../nbs/04_labels.ipynb #e4612cb0
+# %% ../nbs/04_labels.ipynb #f7034fa4
 def fit_stains(
     fields:pd.DataFrame, # Fields table with paths in `nuclei`, and in `cytoplasm` if there is a whole-cell stain
     method='gmm', # One of `LABEL_METHODS`
@@ -367,7 +371,7 @@ def fit_stains(
     for i in np.linspace(0, len(fields)-1, min(n, len(fields))).round().astype(int):
         try:
             paths,imgs,px = _read_stains(fields.iloc[i], pixel_size)
-            s,e = _clean(*imgs, *[None]*(2-len(imgs)), px or .345)
+            s,e = clean_stains(*imgs, *[None]*(2-len(imgs)), px or .345)
         except ImageError as e: problem = e; continue
         stains.append(s); noise.append(e)
     if not stains: raise FieldsError(f'no field has stains to fit to: {problem}')

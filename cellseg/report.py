@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_report', 'prediction_report', 'check_report', 'plate_report']
 
-# %% ../nbs/42_report.ipynb #b33b2c10
+# %% ../nbs/42_report.ipynb #427b90e3
 import base64,io
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -21,9 +21,9 @@ from .measure import well_place
 from .counts import plot_agreement,plot_plate
 from .omezarr import channel_names
 from .plate import Plate
-from .uncertainty import image_again
+from .uncertainty import calibration_error,image_again
 from .labels import LABEL_METHODS,field_ceilings
-from .plot import VERDICTS,show_comparison,show_contact_sheet,show_folds,show_legend,plot_history,plot_scores
+from .plot import VERDICTS,show_comparison,show_contact_sheet,show_folds,show_legend,plot_calibration,plot_history,plot_scores
 
 # %% ../nbs/42_report.ipynb #c3a1a745
 def _figure(draw, *args, alt='', **kwargs):
@@ -74,12 +74,7 @@ def _scores_section(run, against, title):
     return [H2(title), note, Div(_table(summarise(scores).reset_index()), _figure(plot_scores, scores, ceiling=ceiling, alt='Dice of each field'), cls='row'), *_ceiling_note(ceiling),
         _every_field(scores, run.config['classes'])]
 
-# %% ../nbs/42_report.ipynb #2b244346
-def _cells_of(run, against):
-    "Comparison of the cells of the held-out fields of a run, or of all folds; None if there is none"
-    runs = getattr(run, 'runs', [run])
-    return pd.concat([r.cells(against) for r in runs], ignore_index=True) if runs and all(r.has_cells(against) for r in runs) else None
-
+# %% ../nbs/42_report.ipynb #44a58fb2
 def _cells_table(cells):
     "Nuclei and cells of all fields together: sums of counts, means of shares over fields"
     g = cells.groupby('what', sort=False)
@@ -96,8 +91,7 @@ def _cells_note(nuclei):
 
 def _cells_section(run, against, title):
     "How many cells are found, as a table and a Bland-Altman plot"
-    cells = _cells_of(run, against)
-    if cells is None or not len(cells): return []
+    if not run.has_cells(against) or not len(cells := run.cells(against)): return []
     nuclei = cells[cells.what=='nuclei']
     note = P("Matched: predicted and true overlap by at least half (intersection over union .5). Missed and invented: without such a partner. Merged: predicted ones that cover two or more true ones; split: true ones cut in two or more. ap50: matched / (matched + missed + invented); ap: its mean up to IoU .95; pq: panoptic quality; area error and area spread: of matched ones, relative. Means over fields.")
     return [H2(title), Div(_table(_cells_table(cells)), _figure(plot_agreement, nuclei.n_pred, nuclei.n_true, unit='nuclei a field', alt='Bland-Altman plot of the counts of nuclei'), cls='row'), _cells_note(nuclei), note,
@@ -191,7 +185,15 @@ def _folds_section(cv, against, title):
     return [H2(title), P(f"Mean over fields, standard deviation over the folds' means, and a bootstrap interval for which {s.resampled.iloc[0]} were drawn with replacement{' (so few make it too narrow)' if int(s.resampled.iloc[0].split()[0])<10 else ''}. 'all' is the mean over classes."),
         Div(_table(s.drop(columns='resampled').reset_index()), _figure(cv.plot, against, alt='Dice by class and fold'), cls='row'), *_ceiling_note(_ceiling(cv, cv.fields) if against=='label' else None), _every_field(cv.scores_against(against), cv.classes, ['field','fold'])]
 
-# %% ../nbs/42_report.ipynb #c3eb39fa
+# %% ../nbs/42_report.ipynb #b4350e48
+def _calibration_section(cv):
+    "Whether the probabilities come true; nothing if they were not kept"
+    if not cv.fields.probs.notna().all(): return []
+    both = cv.calibration()
+    errors = [calibration_error(both[k]) for k in ('before','after')]
+    return [H2('Can the probabilities be believed?'), Div(_figure(plot_calibration, both, alt='reliability diagram'), P(f"Of pixels given a probability of 90 %, nine in ten should be right: points on the dotted line. The expected calibration error is {errors[0]:.3f}, and {errors[1]:.3f} after temperature scaling by what the other folds say. "
+        + ('`calibrate()` sets the temperature of all folds.' if errors[1]<errors[0] else 'Scaling does not help here: too few fields, or folds too different.')), cls='row')]
+
 def _folds_body(cv, n):
     "What the report of a cross-validation holds"
     s,c,fields = cv.summary(),cv.config,cv.fields
@@ -202,7 +204,7 @@ def _folds_body(cv, n):
     rows = _data_rows(c, fields, f"{c['arch']}, {run.config['n_params']:,} parameters") | {'Folds':f"{len(c['folds'])}, each a network of its own", 'Training and prediction':f"{c['epochs']} epochs a fold, {seconds:.0f} s for all folds, {run.config['precision']}, on {' and '.join(machines)}"}
     return [lead, *[_tiles_note]*('source' in fields), *[_best_note]*c.get('best', True), H2('What was trained on what'), P('A column is a field, a row a fold: coloured where held out, grey where trained on.'), _figure(show_folds, fields, c['group'], alt='folds'),
         _table(pd.DataFrame(rows.items(), columns=['','value'])), *_fields_overview(fields), *_folds_section(cv, 'label', 'Dice of held-out fields'), *_cells_section(cv, 'label', 'Cells of held-out fields'),
-        *_folds_section(cv, 'truth', _exact), *_cells_section(cv, 'truth', 'Their cells against the exact truth'),
+        *_folds_section(cv, 'truth', _exact), *_cells_section(cv, 'truth', 'Their cells against the exact truth'), *_calibration_section(cv),
         H2('Training'), *[Details(Summary(f"Fold {r.config['valid_fold']}: Dice {r.scores().groupby('field').dice.mean().mean():.3f}"), _figure(plot_history, r.history, cv.classes, alt='loss and Dice after each epoch')) for r in cv.runs],
         *_fields_section(cv, cv.scores, n), H2('Settings'), *_settings_section(cv)]
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PATCH', 'PatchSampler', 'grid_patches']
 
-# %% ../nbs/06_sampling.ipynb #649d4770
+# %% ../nbs/06_sampling.ipynb #8be5e197
+import copy
 import numpy as np
 from .core import CellsegError,IGNORE
 
@@ -17,7 +18,7 @@ def _row_counts(
     "Count the pixels of every class in every row"
     return np.concatenate([np.stack([np.count_nonzero(l==c, axis=1) for c in range(n_classes)]) for l in labels], axis=1)
 
-# %% ../nbs/06_sampling.ipynb #0cd0a458
+# %% ../nbs/06_sampling.ipynb #4b4201b7
 PATCH = np.dtype([('field','i4'),('row','i4'),('col','i4'),('cls','u1')]) # `row,col` is the top-left corner
 
 def _check_labels(labels, size, n_classes):
@@ -57,6 +58,15 @@ class PatchSampler:
         if (lost := np.flatnonzero((w>0)&(self.total==0))).size: raise CellsegError(f'class {lost[0]} has weight {w[lost[0]]:g} but not one pixel in these fields: give it weight 0')
         if not w.sum(): raise CellsegError('there is nothing to draw: no class with a weight has a pixel')
         return w/w.sum()
+
+    def reweigh(self,
+        weights=None, # As at the beginning
+        seed:int=0, # Seed of the draws
+    ): # `PatchSampler` of the same fields, whose pixels are not counted again
+        "The same fields with other weights"
+        s = copy.copy(self)
+        s.weights,s.rng = s._check_weights(weights),np.random.default_rng(seed)
+        return s
 
     def draw(self,
         n:int, # Number of patches
