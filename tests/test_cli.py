@@ -152,3 +152,30 @@ def test_killed_labelling_and_check_go_on(tmp_path):
         assert done.returncode==0, done.stderr
         after = {q.name:q.stat().st_mtime_ns for q in kept.glob('[!.]*.json')}
         assert len(after)==10 and {k:after[k] for k in before}==before
+
+def test_plate_and_measure(cellseg, tmp_path):
+    "A plate from a run and from label images: tables, OME-Zarr and report; another folder's plate is refused; a bad file is listed"
+    from cellseg.core import seeded
+    from cellseg.models.registry import create_model
+    from cellseg.predict import Segmenter
+    table = simulate_fields(tmp_path/'images', 3, shape=(160,200), confluence=.5).drop(columns='cells').assign(well=['A01','A02','B01'])
+    table.to_csv(tmp_path/'fields.csv', index=False)
+    with seeded(0): Segmenter(create_model('unet'), 'unet', pixel_size=.345).save(tmp_path/'seg')
+    code,out,err = cellseg('plate', tmp_path/'seg', tmp_path/'fields.csv', '--out', tmp_path/'plate', '--jobs', 1, '--images', 'nuclei')
+    assert code==0 and '3 of 3 fields' in out, err
+    cells,fields = pd.read_parquet(tmp_path/'plate'/'cells.parquet'),pd.read_csv(tmp_path/'plate'/'fields.csv')
+    assert 'nuclei_in_nucleus' in cells and (fields['count']+fields.without_nucleus).sum()==len(cells) and {'n_true','confidence'} <= set(fields)
+    assert (tmp_path/'plate'/'plate.zarr'/'A'/'2'/'0'/'labels'/'cells').is_dir()
+    html = (tmp_path/'plate'/'report.html').read_text()
+    assert 'heat map of nuclei a field' in html and 'How wrong are the counts?' in html
+    (tmp_path/'plate'/'report.html').unlink()
+    assert cellseg('report', tmp_path/'plate')[0]==0 and (tmp_path/'plate'/'report.html').exists()
+    code,out,err = cellseg('measure', tmp_path/'fields.csv', '--out', tmp_path/'plate')
+    assert code==2 and 'another plate' in err
+    (tmp_path/'images'/'sim0001_label.tif').write_bytes(b'no image')
+    code,out,err = cellseg('measure', tmp_path/'fields.csv', '--out', tmp_path/'stained', '--jobs', 1)
+    assert code==1 and 'sim0001_label.tif' in err and '2 of 3 fields' in out and 'sim0001' in (tmp_path/'stained'/'report.html').read_text()
+    code,out,err = cellseg('plate', tmp_path/'seg', tmp_path/'plate'/'plate.zarr', '--out', tmp_path/'again', '--jobs', 1) # an OME-Zarr plate in
+    assert code==0 and sorted(pd.read_csv(tmp_path/'again'/'fields.csv').well)==['A01','A02','B01'], err
+    a,b = (pd.read_csv(tmp_path/f/'fields.csv').confluence for f in ('plate','again'))
+    np.testing.assert_allclose(a, b)
