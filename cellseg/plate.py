@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Plate', 'run_plate', 'measure_fields']
 
-# %% ../nbs/37_plate.ipynb #670d3565
+# %% ../nbs/37_plate.ipynb #26798b87
 import errno,hashlib,json,logging,os,re,shutil,traceback
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,17 +19,17 @@ from .fields import absolute_paths,add_results,image_columns,load_fields,save_fi
 from .data import read_inputs,read_label
 from .predict import Prediction,Segmenter
 from .uncertainty import class_certainty,image_confidence
-from .cells import cell_instances
+from .cells import cell_instances,_nucleus_code
 from .compare import compare_cells
 from .measure import measure_cells,measure_field
 from .omezarr import row_column,write_zarr_field,write_zarr_plate
 from .workers import n_workers,_work
 
-# %% ../nbs/37_plate.ipynb #39e00336
+# %% ../nbs/37_plate.ipynb #3579be23
 @lru_cache(1)
 def _segmenter(folder, digest): return Segmenter.load(folder)
 
-def _class_image(row, out, seg, s):
+def _class_image(row, seg, s):
     "Image (C,H,W), its channels, and the classes of its pixels: predicted, or read from the column `s['column']`"
     if seg is None:
         channels = [c for c in dict.fromkeys(('brightfield',*s['images'])) if isinstance(row.get(c), str)]
@@ -52,7 +52,7 @@ def _measure_field(row, out, zarr, part, digest, settings):
     lacks = [c for c in needed if not isinstance(row[c], str)]
     if lacks: raise FieldsError(f"has no {' and no '.join(lacks)} image")
     s = s | dict(pixel_size=s['pixel_size'] or image_info(row[needed[0]]).pixel_size)
-    image,channels,p = _class_image(row, out, seg, s)
+    image,channels,p = _class_image(row, seg, s)
     cells = cell_instances(p.label, p.probs, s['pixel_size'], s['classes'])
     table = measure_cells(p, {c:read_grey(row[c]) for c in s['images']}, s['pixel_size'], s['classes'], cells)
     write_zarr_field(out/zarr, image, dict(classes=p.label, nuclei=cells.nuclei, cells=cells.cells), channels, s['classes'], s['pixel_size'])
@@ -114,10 +114,10 @@ def _do_all(out, jobs, n_done, client, n_jobs):
             with _cluster(client, n_jobs) as (client,*where): take(_as_done(client, jobs, *where))
     return results
 
-# %% ../nbs/37_plate.ipynb #0dca1351
+# %% ../nbs/37_plate.ipynb #d2c31da8
 def _digest(seg):
     "A hash of a segmenter: its settings and weights"
-    h = hashlib.blake2b(digest_size=12)
+    h = hashlib.blake2b(str(seg.temperature).encode(), digest_size=12)
     for m in getattr(seg, 'members', [seg]):
         h.update(json.dumps(m.config, default=str).encode())
         for k,v in m.model.state_dict().items(): h.update(k.encode()); h.update(v.cpu().contiguous().numpy().tobytes())
@@ -222,11 +222,11 @@ def _alone(out):
         with FileLock(out/'.lock', timeout=1): yield
     except Timeout: raise CellsegError(f'{out}: another process is working on this plate: wait for it, or end it') from None
 
-# %% ../nbs/37_plate.ipynb #51f1a0ae
+# %% ../nbs/37_plate.ipynb #44caa231
 def _run(fields, out, settings, seg, client, n_jobs, overwrite):
     "Do what is not done yet, and gather"
     if not len(fields): raise FieldsError('the fields table is empty: there is nothing to measure')
-    _check_ids(fields)
+    _check_ids(fields); _nucleus_code(settings['classes'])
     out,fields,digest = Path(out).absolute(),absolute_paths(fields).reset_index(drop=True),_digest(seg) if seg else None
     config,jobs = json.loads(json.dumps(settings|dict(segmenter=digest))),_jobs(fields, out, digest, settings)
     places = dict(fields=fields.field.tolist(), zarrs=sorted({j[3]['zarr'].split('/')[0] for j in jobs}))

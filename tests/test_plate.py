@@ -89,6 +89,22 @@ def test_killed(tmp_path, rng, whom):
     assert len(got.cells())==sum(3+i%5 for i in range(36)) and '36 of 36 fields' in text
     assert not [p for p in out.rglob('.*') if p.name!='.lock'], 'half-written things were left'
 
+def test_a_field_that_kills_its_workers(tmp_path, rng):
+    "A field that ends every worker it is given to (as one that needs too much memory) becomes a problem; the others are done"
+    import cloudpickle
+    from distributed import Client, LocalCluster, WorkerPlugin
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    class Deadly(WorkerPlugin):
+        def setup(self, worker):
+            import cellseg.plate as P
+            read = P.read_label
+            P.read_label = lambda path, n: os._exit(1) if 'f002' in path else read(path, n)
+    fields = plate(tmp_path, 6, rng)
+    with LocalCluster(n_workers=2, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50) as cluster, Client(cluster) as client:
+        client.register_plugin(Deadly())
+        with pytest.warns(UserWarning, match='f002: its worker process ended again and again'): got = measure_fields(fields, tmp_path/'out', client=client)
+    assert got.problems.field.tolist()==['f002'] and got.fields['count'].dropna().tolist()==[3,4,6,7,3]
+
 def test_bad_fields_do_not_stop_the_rest(tmp_path, rng):
     fields = plate(tmp_path, 5, rng)
     whole = Path(fields.label[1]).read_bytes(); Path(fields.label[1]).write_bytes(whole[:len(whole)//2])
