@@ -74,7 +74,7 @@ def _scores_section(run, against, title):
     return [H2(title), note, Div(_table(summarise(scores).reset_index()), _figure(plot_scores, scores, ceiling=ceiling, alt='Dice of each field'), cls='row'), *_ceiling_note(ceiling),
         _every_field(scores, run.config['classes'])]
 
-# %% ../nbs/42_report.ipynb #44a58fb2
+# %% ../nbs/42_report.ipynb #5abcd500
 def _cells_table(cells):
     "Nuclei and cells of all fields together: sums of counts, means of shares over fields"
     g = cells.groupby('what', sort=False)
@@ -89,12 +89,17 @@ def _cells_note(nuclei):
     few = ' (so few fields tell this only roughly: see the bands)' if a.n<20 else ''
     return P(f'{what} How to read the picture: each point is a field, its height the error of its count; 95 of 100 new fields are to be expected between the dashed lines, from {a.low:+.1f} to {a.high:+.1f} nuclei{few}. The light bands say how exactly the lines are known.')
 
+def _agreement(nuclei):
+    "Bland-Altman plot, if there are several fields, and what it says"
+    several = [_figure(plot_agreement, nuclei.n_pred, nuclei.n_true, unit='nuclei a field', alt='Bland-Altman plot of the counts of nuclei')] if len(nuclei)>1 else []
+    return [*several,_cells_note(nuclei)]
+
 def _cells_section(run, against, title):
     "How many cells are found, as a table and a Bland-Altman plot"
     if not run.has_cells(against) or not len(cells := run.cells(against)): return []
     nuclei = cells[cells.what=='nuclei']
     note = P("Matched: predicted and true overlap by at least half (intersection over union .5). Missed and invented: without such a partner. Merged: predicted ones that cover two or more true ones; split: true ones cut in two or more. ap50: matched / (matched + missed + invented); ap: its mean up to IoU .95; pq: panoptic quality; area error and area spread: of matched ones, relative. Means over fields.")
-    return [H2(title), Div(_table(_cells_table(cells)), _figure(plot_agreement, nuclei.n_pred, nuclei.n_true, unit='nuclei a field', alt='Bland-Altman plot of the counts of nuclei'), cls='row'), _cells_note(nuclei), note,
+    return [H2(title), _table(_cells_table(cells)), *_agreement(nuclei), note,
         Details(Summary('Cells of every field'), _table(nuclei.drop(columns='what').sort_values('pq')))]
 
 # %% ../nbs/42_report.ipynb #1ab06a53
@@ -252,7 +257,7 @@ def check_report(
     return _write_page(path, 'pairs', P(', '.join(f'{n.get(v,0)} {v}' for v in VERDICTS), f' of {len(checks)} fields.', cls='big'), P('Green: fit to train on. Yellow: look at it. Red: leave it out.'), sheet,
         *[H2('Why'), _table(told)]*bool(len(told)), H2('Numbers'), Details(Summary('Every field'), _table(checks.drop(columns=['verdict','why']).astype(object).where(checks.notna(), np.nan))))
 
-# %% ../nbs/42_report.ipynb #bfc3933d
+# %% ../nbs/42_report.ipynb #403cae42
 _maps = dict(count='nuclei a field', confluence='share of the area that is cell', median_ratio='nucleus-to-cell ratio (median)', median_nucleus_area_um2='area of nuclei, µm² (median)', confidence='confidence of the network', unjudged="share that can't be judged")
 
 def _heat_maps(f):
@@ -289,7 +294,7 @@ def plate_report(
     if wells: body += [H2('Over the plate'), *_heat_maps(good)]
     if 'n_true' in good and (seen := good[good.n_true.notna()]).size:
         counts = ['field','n_true','n_pred','matched','missed','invented','merged','split','ap50','ap','pq','area_error']
-        body += [H2('How wrong are the counts?'), P('Nuclei against those of the label images that came with the fields.'), _figure(plot_agreement, seen.n_pred, seen.n_true, unit='nuclei a field', alt='Bland-Altman plot of the counts'), _cells_note(seen), Details(Summary('Every field'), _table(seen[counts]))]
+        body += [H2('How wrong are the counts?'), P('Nuclei against those of the label images that came with the fields.'), *_agreement(seen), Details(Summary('Every field'), _table(seen[counts]))]
     if 'confidence' in good: body += [H2('Look at these, or image them again'), _table(image_again(good, n=min(8, len(good)), classes=plate.config['classes'])[['field','confidence','reason']])]
     if (told := good[good.note.notna()][['field','note']]).size: body += [H2('Notes'), _table(told)]
     numbers = good[['field',*[c for c in plate.config['measured'] if c in good and good[c].notna().any()]]]
