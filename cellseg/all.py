@@ -19,6 +19,7 @@ from .models.unet import *
 from .models.tiramisu import *
 from .models.deeplab import *
 from .models.pretrained import *
+from .models.stream import *
 from .metrics import *
 from .learner import *
 from .distributed import *

@@ -6,7 +6,7 @@
 __all__ = ['cut_effect', 'halo_width', 'Span', 'spans', 'plan_tiles', 'turned', 'turned_back', 'Prediction', 'Segmenter',
            'Ensemble', 'predict_fields']
 
-# %% ../nbs/30_predict.ipynb #6a9dd391
+# %% ../nbs/30_predict.ipynb #716db464
 import json,math,tempfile,warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +21,10 @@ from .simulate import simulate_field
 from .artefacts import artefact_mask
 from .data import field_range,normalise,read_inputs,_bright
 from .models.registry import create_model
+from .models.stream import Stream,flow_graph,kept_bytes
 from .learner import has_bf16,save_weights
 
-# %% ../nbs/30_predict.ipynb #5f0f3fa8
+# %% ../nbs/30_predict.ipynb #43fafb83
 def cut_effect(
     f, # Maps (1,C,H,W) to a tuple of maps, at full or reduced size
     x:torch.Tensor, # Image (1,C,H,W), W even
@@ -41,16 +42,16 @@ def halo_width(
     grid:int=32, # The width is a multiple of it, pixels
     tol:float=1e-4, # Smaller changes don't count
     device='cpu',
-) -> int: # Pixels; at most 512
+) -> int: # Pixels; 512 if it is more than 256
     "Distance beyond which what is cut off changes nothing, measured on a simulated bright-field image"
-    for size in (128,256,512):
+    for size in (128,256):
         img = simulate_field((size,4*size), seed=1).brightfield[None]
         x = torch.from_numpy(normalise(img, field_range(img)))[None].expand(-1,n_in,-1,-1).to(device)
         reach = max(int((d>tol).nonzero().max()+1)*2*size//len(d) if (d>tol).any() else 0 for d in cut_effect(f, x))
-        if reach<=size: break
-    return min(-(-reach//grid)*grid, 512)
+        if reach<=size: return -(-reach//grid)*grid
+    return 512
 
-# %% ../nbs/30_predict.ipynb #0c75b62f
+# %% ../nbs/30_predict.ipynb #0b581f0b
 class Span(NamedTuple):
     "One tile along one axis, pixels; all are multiples of the grid, so the last may end beyond the image"
     start:int; stop:int # what the network is given
@@ -73,6 +74,12 @@ def spans(
     cuts = [0,*[(a+b+size)//2 for a,b in zip(starts, starts[1:])],cells] # in the middle of each overlap
     return [Span(*(grid*v for v in (s,s+size,a,b))) for s,a,b in zip(starts, cuts, cuts[1:])]
 
+def _fewest(length, most, halo, grid):
+    "Number of tiles along one axis so that none is larger than `most`"
+    halo = -(-halo//grid)*grid
+    most = max(most//grid*grid, 3*halo, 3*grid)
+    return 1 if -(-length//grid)*grid<=most else -(-(length-2*halo)//(most-2*halo))
+
 def plan_tiles(
     shape:tuple, # (H,W) of the image, pixels
     area:int, # Pixels of a tile at most; more only if the halo leaves no choice
@@ -81,11 +88,8 @@ def plan_tiles(
 ) -> tuple: # `Span`s of the rows, `Span`s of the columns
     "The tiles that waste the least"
     def size(length, n): return grid*_span_size(length, n, halo, grid)
-    def fewest(length, most): # tiles along one axis so that none is larger than `most`
-        most = max(most//grid*grid, 3*max(-(-halo//grid), 1)*grid)
-        return 1 if -(-length//grid)*grid<=most else -(-(length-2*halo)//(most-2*(-(-halo//grid)*grid)))
     H,W = shape
-    ways = [(n,fewest(W, area//size(H, n))) for n in range(1, fewest(H, 0)+1)]
+    ways = [(n,_fewest(W, area//size(H, n), halo, grid)) for n in range(1, _fewest(H, 0, halo, grid)+1)]
     def cost(way): r,c = (size(l, n) for l,n in zip(shape, way)); return (r*c>area, way[0]*way[1]*r*c if r*c<=area else r*c)
     return tuple(spans(l, n, halo, grid) for l,n in zip(shape, min(ways, key=cost)))
 
@@ -100,7 +104,7 @@ def _shrunk(rows, k): return [Span(*(v//k for v in s)) for s in rows]
 def turned(x, k): return (x.flip(-1) if k>3 else x).rot90(k%4, (-2,-1)) # one of 8 ways to turn and flip (…,H,W)
 def turned_back(x, k): x = x.rot90(-k%4, (-2,-1)); return x.flip(-1) if k>3 else x
 
-# %% ../nbs/30_predict.ipynb #06dd1ba0
+# %% ../nbs/30_predict.ipynb #d8ece16b
 class Prediction(NamedTuple):
     "What a network says of an image"
     label:np.ndarray # (H,W) uint8 class codes
@@ -125,6 +129,7 @@ class Segmenter:
         self.pixel_size,self.arch_kwargs,self.temperature,self._halo = pixel_size,arch_kwargs or {},temperature,halo
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self._known = {} # what was measured on the network
 
     @property
     def config(self): return {k:getattr(self,k) for k in ('arch','arch_kwargs','inputs','classes','low','high','pixel_size','temperature','halo')}
@@ -132,11 +137,23 @@ class Segmenter:
     def grid(self): return getattr(self.model, 'multiple', 32)
     def __repr__(self): return f"Segmenter({self.arch}: {', '.join(self.inputs)} → {', '.join(self.classes)})"
 
+    def __getstate__(self): return {**vars(self),'_known':{}}
+    def _once(self, name, f):
+        "`f()`, remembered"
+        if name not in self._known: self._known[name] = f()
+        return self._known[name]
+    @property
+    def _flow(self): # None: can't be streamed, or is so deep (Tiramisu) that strips of few rows cost more than what tiles compute twice
+        deep = sum(isinstance(m, torch.nn.Conv2d) for m in self.model.modules())>90
+        return self._once('flow', lambda: None if deep or hasattr(self.model, 'fine') else flow_graph(self.model))
+    @property
+    def _bf16(self): return has_bf16(self.device) if self.bf16 is None else self.bf16
+
     @torch.inference_mode()
     def _run(self, f, *xs, bf16=None):
         "What a part of the network makes of arrays (B,_,H,W)"
         xs = [torch.as_tensor(x).to(self.device, memory_format=torch.channels_last) for x in xs]
-        if bf16 is None: bf16 = has_bf16(self.device) if self.bf16 is None else self.bf16
+        if bf16 is None: bf16 = self._bf16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16): return f(*xs)
 
     @property
@@ -151,10 +168,9 @@ class Segmenter:
             self._halo = max(halo_width(f, len(self.inputs), self.grid, device=self.device), 2*self.grid*staged) # the third stage reads the next pixel of the small map, and 12 pixels beyond
         return self._halo
 
-# %% ../nbs/30_predict.ipynb #56b1d2b8
+# %% ../nbs/30_predict.ipynb #20426f4f
 @patch
-def pixel_bytes(self:Segmenter) -> float:
-    "Bytes that a pixel of a tile takes inside the network"
+def _measure_pixel(self:Segmenter):
     most,side = [],self.grid*4
     def note(m, x, y): most.append(sum(t.nbytes for t in (*x,y) if isinstance(t, torch.Tensor)))
     hooks = [m.register_forward_hook(note) for m in self.model.modules() if not list(m.children())]
@@ -164,12 +180,54 @@ def pixel_bytes(self:Segmenter) -> float:
     return 2*max(most)/side**2
 
 @patch
+def pixel_bytes(self:Segmenter) -> float:
+    "Bytes that a pixel of a tile takes inside the network"
+    return self._once(('pixel',self._bf16), self._measure_pixel)
+
+@patch
+def column_bytes(self:Segmenter) -> float:
+    "Bytes that a stream keeps for each pixel of the image's width"
+    return self._once(('column',self._bf16), lambda: self._run(lambda: kept_bytes(self.model, self._flow, len(self.inputs), self.grid)))
+
+@patch
+def _room(self:Segmenter): return self.memory or (torch.cuda.mem_get_info(self.device)[0]/2 if self.device.type=='cuda' else 4e8)
+
+@patch
 def tile_area(self:Segmenter) -> int:
     "Pixels that may be predicted at once"
-    memory = self.memory or (torch.cuda.mem_get_info(self.device)[0]/2 if self.device.type=='cuda' else 1e8)
-    return int(memory/self.pixel_bytes())
+    area = int(self._room()/self.pixel_bytes())
+    return area if self.memory or self.device.type=='cuda' else min(area, 512**2)
 
-# %% ../nbs/30_predict.ipynb #d19a2de9
+# %% ../nbs/30_predict.ipynb #fedf146a
+@patch
+def _strips(self:Segmenter, shape, tile, overlap):
+    "Spans of strips and of columns, or None if tiles are better"
+    if self._flow is None: return None
+    (H,W),g,pixel,column = shape,self.grid,self.pixel_bytes(),self.column_bytes()
+    room = tile**2*pixel if tile else self._room()
+    wide = int(room/(column+2*g*pixel)) # so that a strip can have two rows of the grid
+    halo = 0 if -(-W//g)*g<=wide else self.halo if overlap is None else overlap//2
+    cols = spans(W, _fewest(W, wide, halo, g), halo, g)
+    width = cols[0].stop-cols[0].start
+    if len(cols)>1:
+        r,c = plan_tiles(shape, tile**2 if tile else self.tile_area(), halo, g)
+        if len(r)*len(c)*r[0].stop*c[0].stop<len(cols)*width*H: return None
+    area = (room-column*width)/pixel
+    if self.device.type=='cpu': area = min(area, 2**14) # larger strips gain little time for much memory
+    return spans(H, -(-H//max(g, int(area/width)//g*g)), 0, g),cols
+
+@patch
+def _stream_of(self:Segmenter,
+    read, # Function (row `Span`, column `Span`) → (C,h,w) float32
+    rows, c, # `Span`s of the strips, of the column
+): # Function (row `Span`) → (K,h,W) probabilities of the part of the strip that counts; to be called for all strips, in order
+    "Prepare to predict a column strip by strip"
+    def rows_of(a, b): return torch.from_numpy(read(Span(a,b,a,b), c)[None]).to(self.device, memory_format=torch.channels_last)
+    stream = self._run(lambda: Stream(self.model, self._flow, rows_of, rows[-1].last, max(r.last-r.first for r in rows)))
+    def f(r): return (self._run(lambda: stream.rows(r.first, r.last)[0]).float().contiguous()/self.temperature).softmax(0)
+    return f
+
+# %% ../nbs/30_predict.ipynb #f503f607
 @patch
 def _tiles_of(self:Segmenter,
     read, # Function (row `Span`, column `Span`) → (C,h,w) float32
@@ -179,7 +237,7 @@ def _tiles_of(self:Segmenter,
     "Prepare to predict tiles"
     def see(r, cs): return turned(torch.from_numpy(np.stack([read(r, c) for c in cs])), k)
     finish = self._stages(see, rows, cols, k) if hasattr(self.model, 'fine') else lambda r, cs: self._run(self.model, see(r, cs))
-    def f(r, cs): return turned_back((finish(r, cs).float()/self.temperature).softmax(1), k)
+    def f(r, cs): return turned_back((finish(r, cs).float().contiguous()/self.temperature).softmax(1), k)
     return f
 
 @patch
@@ -208,7 +266,7 @@ def _stages(self:Segmenter, see, rows, cols, k):
     def finish(r, cs): return self._run(net.finish, *(turned(torch.from_numpy(np.stack([cut(m, s, r, c) for c in cs])), k) for m,s in ((low,4),(views,n))), mean.expand(len(cs),-1,-1,-1))
     return finish
 
-# %% ../nbs/30_predict.ipynb #ceaf47b2
+# %% ../nbs/30_predict.ipynb #66b1dd89
 @patch
 def _reader(self:Segmenter, image, name):
     "Function that reads a tile of an image, normalised"
@@ -217,15 +275,16 @@ def _reader(self:Segmenter, image, name):
     step = max(1, int((H*W/2e6)**.5))
     span = field_range(part(np.s_[::step,::step]), self.low, self.high, name, _bright(self.inputs), step*(self.pixel_size or .345))
     def read(r, c):
-        x = normalise(part(np.s_[r.start:min(r.stop, H),c.start:min(c.stop, W)]), span)
-        return np.pad(x, ((0,0),(0,r.stop-r.start-x.shape[1]),(0,c.stop-c.start-x.shape[2])), mode='edge') if r.stop>H or c.stop>W else x
+        top = min(r.start, H-1)
+        x = normalise(part(np.s_[top:min(r.stop, H),c.start:min(c.stop, W)]), span)
+        return np.pad(x, ((0,0),(0,r.stop-top-x.shape[1]),(0,c.stop-c.start-x.shape[2])), mode='edge')[:,r.start-top:] if r.stop>H or c.stop>W else x
     return read
 
 @patch
 def tiles(self:Segmenter,
     image, # (H,W) or (C,H,W), any numeric dtype; may be memory-mapped or a Zarr array: it is read tile by tile
-    tile:int|None=None, # A tile has at most the area of a square of this side, pixels; None: as `memory` allows
-    overlap:int|None=None, # Overlap of neighbouring tiles, pixels; None: twice the `halo`
+    tile:int|None=None, # Take no more memory than a square tile of this side, pixels; None: as `memory` allows
+    overlap:int|None=None, # Overlap of neighbouring tiles or columns, pixels; None: twice the `halo`
     name='image', # What to call it in an error
     flips:bool=False, # Mean over the 8 ways to turn and flip the image? 8 times the work
 ):
@@ -235,7 +294,14 @@ def tiles(self:Segmenter,
     (H,W),read = image.shape[-2:],self._reader(image, name)
     most = self.tile_area()
     area = tile**2 if tile else most
-    halo = 0 if (H+self.grid)*(W+self.grid)<=area else self.halo if overlap is None else overlap//2
+    whole = (H+self.grid)*(W+self.grid)<=area
+    def inside(v, n): return slice(v.first,min(v.last, n))
+    if not (whole or flips) and (strips := self._strips((H,W), tile, overlap)):
+        for c in strips[1]:
+            f,cl = self._stream_of(read, strips[0], c),inside(c, W)
+            for r in strips[0]: rs = inside(r, H); yield rs,cl,f(r)[:,:rs.stop-rs.start,cl.start-c.start:cl.stop-c.start].cpu().numpy()
+        return
+    halo = 0 if whole else self.halo if overlap is None else overlap//2
     rows,cols = plan_tiles((H,W), area, halo, self.grid)
     at_once = max(1, most//(rows[0].stop*cols[0].stop))
     ways = [self._tiles_of(read, rows, cols, k) for k in range(8 if flips else 1)]
@@ -243,10 +309,10 @@ def tiles(self:Segmenter,
         for i in range(0, len(cols), at_once):
             cs = cols[i:i+at_once]
             for c,p in zip(cs, sum(f(r, cs) for f in ways)/len(ways)):
-                rs,cl = slice(r.first,min(r.last, H)),slice(c.first,min(c.last, W))
+                rs,cl = inside(r, H),inside(c, W)
                 yield rs,cl,p[:,rs.start-r.start:rs.stop-r.start,cl.start-c.start:cl.stop-c.start].cpu().numpy()
 
-# %% ../nbs/30_predict.ipynb #40f8fe45
+# %% ../nbs/30_predict.ipynb #fe0a8085
 @patch
 def _zoom(self:Segmenter, pixel_size, rescale, name):
     "Factor by which to enlarge an image, or None"
@@ -281,8 +347,8 @@ def predict_to(self:Segmenter,
 @patch
 def predict(self:Segmenter,
     image, # (H,W) or (C,H,W), any numeric dtype
-    tile:int|None=None, # A tile has at most the area of a square of this side, pixels; None: as `memory` allows
-    overlap:int|None=None, # Overlap of neighbouring tiles, pixels; None: twice the `halo`
+    tile:int|None=None, # Take no more memory than a square tile of this side, pixels; None: as `memory` allows
+    overlap:int|None=None, # Overlap of neighbouring tiles or columns, pixels; None: twice the `halo`
     name='image', # What to call it in an error
     artefacts:bool=False, # Label what can't be judged (bubbles, debris) 255?
     flips:bool=False, # Mean over the 8 ways to turn and flip the image? 8 times the work
@@ -301,8 +367,10 @@ def unjudged(self:Segmenter,
     image, # (H,W) or (C,H,W)
     pixel_size:float|None=None, # µm a pixel of the image; None: as in training
 ) -> np.ndarray: # (H,W) bool
-    "Where the bright-field image shows an artefact instead of cells"
-    return artefact_mask(image if image.ndim==2 else image[_bright(self.inputs) or 0], pixel_size or self.pixel_size)
+    "Where the bright-field image shows an artefact instead of cells; nowhere if it is not among the inputs"
+    bright = _bright(self.inputs)
+    if bright is None: return np.zeros(image.shape[-2:], bool) # bubbles and debris are known by their look in bright-field
+    return artefact_mask(image if image.ndim==2 else image[bright], pixel_size or self.pixel_size)
 
 # %% ../nbs/30_predict.ipynb #09ef18ce
 @patch
@@ -338,7 +406,7 @@ def load(cls:Segmenter,
     except RuntimeError as e: raise CellsegError(f"{folder}/weights.safetensors does not fit the network {cfg['arch']} with {len(cfg['inputs'])} input(s) and {len(cfg['classes'])} classes: {str(e).splitlines()[1].strip()}") from e
     return cls(model, device=device, **cfg)
 
-# %% ../nbs/30_predict.ipynb #946bb5d7
+# %% ../nbs/30_predict.ipynb #0032011c
 class Ensemble(Segmenter):
     "Segmenters of the same inputs and classes, their probabilities averaged"
     def __init__(self,
@@ -356,12 +424,15 @@ class Ensemble(Segmenter):
     halo = property(lambda self: max(m.halo for m in self.members))
     grid = property(lambda self: math.lcm(*(m.grid for m in self.members)))
     bf16 = property(lambda self: self.members[0].bf16, lambda self, v: [setattr(m, 'bf16', v) for m in self.members])
+    _flow = property(lambda self: None if any(m._flow is None for m in self.members) else True)
     def pixel_bytes(self): return max(m.pixel_bytes() for m in self.members)
+    def column_bytes(self): return sum(m.column_bytes() for m in self.members)
 
-    def _tiles_of(self, read, rows, cols, k=0):
-        fs = [m._tiles_of(read, rows, cols, k) for m in self.members]
-        def f(r, cs): p = (sum(g(r, cs) for g in fs)/len(fs))**(1/self.temperature); return p/p.sum(1, keepdim=True)
+    def _mean(self, fs):
+        def f(*tile): p = (sum(g(*tile) for g in fs)/len(fs))**(1/self.temperature); return p/p.sum(-3, keepdim=True)
         return f
+    def _tiles_of(self, *tiles): return self._mean([m._tiles_of(*tiles) for m in self.members])
+    def _stream_of(self, *strips): return self._mean([m._stream_of(*strips) for m in self.members])
 
 @patch
 def save(self:Ensemble,

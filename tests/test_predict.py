@@ -1,11 +1,12 @@
 "What prediction needs of the machine, and that it does not depend on how the image is cut"
-import json, subprocess, sys, warnings
+import json, pickle, subprocess, sys, warnings
 import numpy as np, pytest, tifffile, torch
 from skimage.transform import resize
 from cellseg.core import seeded
 from cellseg.data import field_range, normalise
 from cellseg.io import image_info, read_image
 from cellseg.models.registry import create_model, list_models
+from cellseg.models.stream import RowMap, Stream, flow_graph
 from cellseg.predict import Ensemble, Segmenter, Span, predict_fields
 from cellseg.simulate import simulate_field, simulate_fields
 import cellseg.learner, cellseg.models.pretrained # all networks
@@ -51,6 +52,8 @@ def steps_at(probs, axis):
 
 SMALL = dict(unet={}, tiramisu=dict(layers=(2,3,3), bottom=3, first=16), deeplabv3plus={}, deeplab_timm=dict(encoder='resnet18'), unet_timm=dict(encoder='resnet18'))
 
+STREAMED = ('unet','tiramisu','unet_timm') # strip by strip, in columns if they are too wide; else in tiles
+
 @pytest.mark.parametrize('arch', SMALL)
 def test_any_tile_gives_what_one_pass_gives(rng, arch):
     "Every network, odd sizes, several tile sizes, in float32: 1e-3 away from the border, and no seam"
@@ -61,7 +64,10 @@ def test_any_tile_gives_what_one_pass_gives(rng, arch):
     seg = in_float32(net, arch)
     with torch.inference_mode(): whole = seg.model(x)[0].softmax(0).numpy()
     assert np.ptp(whole)>.05
-    for tile in (128,225):
+    for tile,streamed in ((128,False),(225,False),(64,True),(128,True)):
+        if not streamed: seg._known['flow'] = None
+        elif arch in STREAMED: del seg._known['flow']; assert seg._flow is not None
+        else: continue
         got = seg.predict(image, tile=tile).probs
         assert np.abs(got-whole)[:,8:-8,8:-8].max()<1e-3
         for axis in (1,2): np.testing.assert_allclose(steps_at(got, axis), steps_at(whole, axis), atol=2e-4)
@@ -72,8 +78,93 @@ def test_the_seam_test_can_fail(rng):
     "Without a halo the same comparison finds the seams"
     image,x = a_field(rng, (200,300))
     with seeded(1): seg = in_float32(as_trained(create_model('unet'), x), 'unet')
-    whole,got = (seg.predict(image, **k).probs for k in ({}, dict(tile=128, overlap=0)))
-    assert np.abs(got-whole).max()>1e-2 and max(np.abs(steps_at(got, a)-steps_at(whole, a)).max() for a in (1,2))>1e-3
+    whole,columns = (seg.predict(image, **k).probs for k in ({}, dict(tile=72, overlap=0)))
+    seg._known['flow'] = None
+    tiles = seg.predict(image, tile=128, overlap=0).probs
+    for got,axes in ((columns,(2,)),(tiles,(1,2))):
+        assert np.abs(got-whole).max()>1e-2 and max(np.abs(steps_at(got, a)-steps_at(whole, a)).max() for a in axes)>1e-3
+
+def test_strips_columns_or_tiles(rng):
+    "One column while memory allows, none wider than memory allows, and strips that cover every pixel once"
+    with seeded(1): seg = in_float32(create_model('unet'), 'unet', halo=56)
+    for _ in range(20):
+        H,W,tile = int(rng.integers(100,9000)),int(rng.integers(100,9000)),int(rng.integers(60,700))
+        strips = seg._strips((H,W), tile, None)
+        if strips is None: assert seg.column_bytes()*W>tile**2*seg.pixel_bytes()/2; continue # tiles, and not without need
+        for spans,n in zip(strips, (H,W)):
+            assert (spans[0].first,spans[-1].last)==(0,-(-n//8)*8) and all(a.last==b.first for a,b in zip(spans, spans[1:]))
+        rows,cols = strips
+        width,high = cols[0].stop-cols[0].start,max(r.last-r.first for r in rows)
+        room,takes = tile**2*seg.pixel_bytes(),width*(seg.column_bytes()+high*seg.pixel_bytes())
+        assert takes<=max(room, 168*(seg.column_bytes()+16*seg.pixel_bytes()))*1.001
+        assert len(cols)==1 or W*(seg.column_bytes()+16*seg.pixel_bytes())>room*.999
+        assert all(b.first-b.start>=56 and a.stop-a.last>=56 for a,b in zip(cols, cols[1:]))
+
+@pytest.mark.parametrize('arch', STREAMED)
+def test_a_stream_forgets(rng, arch):
+    "What is kept stays the same from strip to strip, and is what `column_bytes` said; every row of every map is computed once"
+    if 'timm' in arch: pytest.importorskip('timm')
+    with seeded(int(rng.integers(1<<30))): seg = in_float32(create_model(arch, **SMALL[arch]), arch)
+    step,x = seg.grid,torch.from_numpy(rng.normal(size=(1,1,1024,64))).float()
+    s = Stream(seg.model, seg._flow, lambda a, b: x[:,:,a:b], 1024, step)
+    made,kept = {},[]
+    for m in {*s.maps.values()}:
+        if isinstance(m, RowMap): m.make = lambda *args, m=m, f=m.make: (made.setdefault(m, []).append(args[-2:]), f(*args))[1]
+    with torch.inference_mode():
+        for a in range(0, 1024, step): s.rows(a, a+step); kept.append(s.nbytes()/64)
+    assert kept[-1]==0 and max(kept[:len(kept)//2])<1.3*seg.column_bytes() and min(kept[1:len(kept)//2])>seg.column_bytes()/1.3
+    for m,parts in made.items(): assert parts[0][0]==0 and parts[-1][1]==m.height and all(a[1]==b[0] for a,b in zip(parts, parts[1:]))
+
+def test_what_cannot_be_streamed():
+    "Image pooling, attention over channels, batch norm over a group, a transposed convolution of another kind, wrong axes of a join"
+    n = torch.nn
+    class Join(n.Module):
+        def __init__(self, axis): super().__init__(); self.conv,self.axis = n.Conv2d(1, 1, 1),axis
+        def forward(self, x): return torch.cat([x,self.conv(x)], self.axis)
+    for net in (n.AdaptiveAvgPool2d(1), n.GroupNorm(1, 1), n.ConvTranspose2d(1, 1, 2, 2), n.MaxPool2d(2, ceil_mode=True), n.Conv2d(1, 1, 3, padding='same'), n.Conv2d(1, 1, 3, padding=1, padding_mode='reflect'), Join(2)):
+        assert flow_graph(n.Sequential(n.Conv2d(1, 1, 1), net)) is None
+    assert flow_graph(Join(1)) is not None
+
+@pytest.mark.parametrize('layer', [dict(kernel_size=3, padding=1), dict(kernel_size=7, stride=2, padding=3), dict(kernel_size=3, padding=4, dilation=4), dict(kernel_size=5), dict(kernel_size=1, stride=2), dict(kernel_size=3, stride=2, padding=1)])
+def test_every_kind_of_layer(rng, layer):
+    "Convolution and pooling of any kernel, stride, padding and dilation; a residual; a rectifier that must not change what others read"
+    n = torch.nn
+    class Net(n.Module):
+        def __init__(self):
+            super().__init__()
+            self.first,self.relu,self.same,self.norm = n.Conv2d(1, 4, 3, padding=1),n.ReLU(inplace=True),n.Identity(),n.BatchNorm2d(4)
+            self.layer,self.pool = n.Conv2d(4, 6, **layer),n.MaxPool2d(3, 2, 1)
+        def forward(self, x):
+            a = self.first(x)
+            b = self.same(a)
+            y = self.relu(self.norm(b))+a
+            y += b
+            return self.pool(self.relu(self.layer(y)))
+    with seeded(int(rng.integers(1<<30))): net = Net().eval(); net.norm.weight.data.uniform_(.5, 2); net.norm.bias.data.normal_()
+    x = torch.from_numpy(rng.normal(size=(1,1,96,40))).float()
+    with torch.inference_mode():
+        want = net(x)
+        s = Stream(net, flow_graph(net), lambda a, b: x[:,:,a:b], 96, int(rng.integers(1,40)))
+        cuts = [0,*sorted(rng.choice(np.arange(1, want.shape[2]), 3, replace=False).tolist()),want.shape[2]]
+        torch.testing.assert_close(torch.cat([s.rows(a, b) for a,b in zip(cuts, cuts[1:])], 2), want, rtol=1e-4, atol=1e-5)
+
+def test_a_segmenter_can_be_sent_to_another_process(rng):
+    image,x = a_field(rng, (200,264))
+    with seeded(1): seg = in_float32(as_trained(create_model('unet'), x), 'unet')
+    a = seg.predict(image, tile=100).probs # measured and traced
+    again = pickle.loads(pickle.dumps(seg)); again.bf16 = False
+    np.testing.assert_allclose(again.predict(image, tile=100).probs, a, atol=1e-5)
+
+def test_nothing_is_unjudged_without_brightfield(rng):
+    "Bright blobs on a dark ground are no bubbles where the input is fluorescence"
+    y,x = np.mgrid[:160,:200]
+    image = rng.normal(5, 1, (160,200))+sum(200*np.exp(-((y-a)**2+(x-b)**2)/200) for a,b in rng.integers(20,140,(6,2)))
+    with seeded(0): net = create_model('unet')
+    assert not (Segmenter(net, 'unet', inputs=('gfp',), pixel_size=.5).predict(image, artefacts=True).label==255).any()
+    seg = Segmenter(create_model('unet', n_in=2), 'unet', inputs=('gfp','brightfield'), pixel_size=.5)
+    field = simulate_field((400,500), seed=2, confluence=.6, bubbles=1).brightfield
+    np.testing.assert_array_equal(seg.unjudged(np.stack([field*0,field])), Segmenter(net, 'unet', pixel_size=.5).unjudged(field))
+    assert seg.unjudged(np.stack([field*0,field])).any()
 
 def test_image_pooling_takes_the_mean_of_the_whole(rng):
     "What happens far from a tile reaches it through DeepLabv3+'s image pooling"

@@ -88,7 +88,7 @@ def timm_encoder(
         raise CellsegError(f"timm's '{encoder}' is no convolutional encoder with features from 1/4 to 1/{output_stride}, but has {', '.join(f'1/{s}' for s in strides)}")
     return net
 
-# %% ../../nbs/14_models.pretrained.ipynb #e4486639
+# %% ../../nbs/14_models.pretrained.ipynb #af754b92
 class UNetTimm(nn.Module):
     "U-Net whose way down is an encoder of timm, for images of any height and width"
     def __init__(self,
@@ -109,9 +109,7 @@ class UNetTimm(nn.Module):
 
     def _forward(self, x):
         maps = dict(zip(self.encoder.feature_info.reduction(), self.encoder(x)))
-        high = maps[self.multiple]
-        skips = [maps.get(s, high.new_empty(len(x), 0, x.shape[-2]//s, x.shape[-1]//s)) for s in self.strides[:-1]] # no channels where a scale has no features
-        return self.head(self.decoder(high, skips + [self.full(x)]))
+        return self.head(self.decoder(maps[self.multiple], [maps.get(s) for s in self.strides[:-1]] + [self.full(x)]))
 
 @register
 def unet_timm(

@@ -20,7 +20,7 @@ def conv_level(
     "`n` convolutions at one scale"
     return nn.Sequential(*[pre_act_conv(n_in if i==0 else n_out, n_out) for i in range(n)])
 
-# %% ../../nbs/11_models.unet.ipynb #671f290d
+# %% ../../nbs/11_models.unet.ipynb #906e0dfb
 class UNetDecoder(nn.Module):
     "Double the map, join the skip of that scale, convolve; from the coarsest scale to the finest"
     def __init__(self,
@@ -34,7 +34,7 @@ class UNetDecoder(nn.Module):
         for s,w in zip(n_skips, widths): self.up.append(up_conv(n_in, w)); self.join.append(conv_level(w+s, w, n)); n_in = w
 
     def forward(self, x, skips):
-        for up,join,skip in zip(self.up, self.join, skips): x = join(torch.cat([up(x),skip], 1))
+        for up,join,skip in zip(self.up, self.join, skips): x = join(up(x) if skip is None else torch.cat([up(x),skip], 1)) # None: the scale has none
         return x
 
 # %% ../../nbs/11_models.unet.ipynb #83ab4c06
