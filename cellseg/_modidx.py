@@ -734,6 +734,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cellseg.plate._sweep': ('plate.html#_sweep', 'cellseg/plate.py'),
                                'cellseg.plate._try': ('plate.html#_try', 'cellseg/plate.py'),
                                'cellseg.plate._write_json': ('plate.html#_write_json', 'cellseg/plate.py'),
+                               'cellseg.plate.local_cluster': ('plate.html#local_cluster', 'cellseg/plate.py'),
                                'cellseg.plate.measure_fields': ('plate.html#measure_fields', 'cellseg/plate.py'),
                                'cellseg.plate.run_plate': ('plate.html#run_plate', 'cellseg/plate.py')},
             'cellseg.plot': { 'cellseg.plot.Contrast': ('plot.html#contrast', 'cellseg/plot.py'),

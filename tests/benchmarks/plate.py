@@ -6,7 +6,7 @@ Simulated fields of 512x640 pixels, predicted by the U-Net of the run folder (el
 """
 import os, shutil, sys, tempfile, threading, time
 from pathlib import Path
-os.environ['OMP_NUM_THREADS'] = '1'
+os.environ['OMP_NUM_THREADS'] = os.environ['LOKY_MAX_CPU_COUNT'] = '1' # each worker computes with one thread, also when it is alone
 
 def watch(processes, stop, peak):
     "Largest resident memory of these processes, together and each, in GB"
@@ -32,13 +32,13 @@ def run(fields, seg, out, client):
     for w in watchers: w.join()
     assert p.fields.problem.isna().all()
     shutil.rmtree(out)
-    return took,peak[1],own[1],len(p.fields)
+    return took,peak[1],own[1]
 
 def main(folder=None):
     import pandas as pd
-    from distributed import Client, LocalCluster
     from cellseg.core import seeded
     from cellseg.models.registry import create_model
+    from cellseg.plate import local_cluster
     from cellseg.predict import Segmenter
     from cellseg.simulate import simulate_fields
     from common import machine, load
@@ -50,11 +50,11 @@ def main(folder=None):
     many = pd.concat([made.assign(field=made.field+f'_{i}') for i in range(10)], ignore_index=True)
     for n in (1,2):
         start = time.perf_counter()
-        with LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None, host='127.0.0.1') as cluster, Client(cluster) as client:
+        with local_cluster(n) as client:
             run(made[:2*n], seg, tmp/'warm', client) # workers import torch and load the network
             begun = time.perf_counter()-start
             for fields,turns in ((made,3),(many,1 if n==2 else 0)):
-                for t in range(turns): rows.append((n,len(fields),*run(fields, seg, tmp/f'out{n}{t}', client)[:3],begun)); print(rows[-1], flush=True)
+                for t in range(turns): rows.append((n,len(fields),*run(fields, seg, tmp/f'out{n}{t}', client),begun)); print(rows[-1], flush=True)
     shutil.rmtree(tmp)
     t = pd.DataFrame(rows, columns=['workers','fields','seconds','GB of a worker','GB of the caller','seconds to begin']).groupby(['workers','fields'], as_index=False).median()
     t['fields a second'] = t.fields/t.seconds
