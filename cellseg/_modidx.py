@@ -727,6 +727,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cellseg.plate._gather': ('plate.html#_gather', 'cellseg/plate.py'),
                                'cellseg.plate._is_done': ('plate.html#_is_done', 'cellseg/plate.py'),
                                'cellseg.plate._jobs': ('plate.html#_jobs', 'cellseg/plate.py'),
+                               'cellseg.plate._killed': ('plate.html#_killed', 'cellseg/plate.py'),
                                'cellseg.plate._measure_field': ('plate.html#_measure_field', 'cellseg/plate.py'),
                                'cellseg.plate._run': ('plate.html#_run', 'cellseg/plate.py'),
                                'cellseg.plate._segmenter': ('plate.html#_segmenter', 'cellseg/plate.py'),

@@ -62,7 +62,7 @@ def _measure_field(row, out, zarr, part, digest, settings):
     if seg and isinstance(row.get('label'), str): found |= _against(cells, p.label, row['label'], s)
     return {k:v.item() if isinstance(v, np.generic) else v for k,v in found.items()} | dict(zarr=str(zarr))
 
-# %% ../nbs/37_plate.ipynb #b3a4a5e7
+# %% ../nbs/37_plate.ipynb #5e86a1d9
 @contextmanager
 def local_cluster(
     n:int, # Workers, each a process with one thread
@@ -83,19 +83,26 @@ def _cluster(client, n_jobs):
 
 def _as_done(client, jobs, per_machine, parent):
     "Results in the order in which they come; a few more jobs than workers are on their way"
-    d,jobs,flying = need('distributed', 'plate'),iter(jobs),{}
+    d,jobs,flying,suspects = need('distributed', 'plate'),iter(jobs),{},[]
+    def submit(job): return client.submit(_work, cloudpickle.dumps((_try,job)), per_machine, parent, pure=False)
     done = d.as_completed()
     def send():
         for job in jobs:
-            f = client.submit(_work, cloudpickle.dumps((_try,job)), per_machine, parent, pure=False)
+            f = submit(job)
             flying[f] = job; done.add(f)
             if len(flying)>=2*max(1, len(client.nthreads())): return
     send()
     for f in done:
         job = flying.pop(f)
         if f.status=='finished': yield f.result()
-        else: yield job[0],_failed(job, f.exception(), 'its worker process ended again and again, most often for want of memory' if type(f.exception()).__name__=='KilledWorker' else None)
+        elif _killed(f): suspects.append(job)
+        else: yield job[0],_failed(job, f.exception())
         f.release(); send()
+    for job in suspects: # Dask blames all that waited at a worker that died: each once more, alone
+        f = submit(job); d.wait(f)
+        yield f.result() if f.status=='finished' else (job[0],_failed(job, f.exception(), 'its worker process ended again and again, most often for want of memory' if _killed(f) else None))
+
+def _killed(f): return f.status=='error' and type(f.exception()).__name__=='KilledWorker'
 
 # %% ../nbs/37_plate.ipynb #5d90bbb5
 def _failed(job, e, why=None): return dict(value={}, problem=why or f'{type(e).__name__}: {e}', note=None, trace=''.join(traceback.format_exception(e)))
@@ -202,7 +209,7 @@ class Plate:
         f = self.fields
         return f"Plate({self.folder.name}: {f.problem.isna().sum()} of {len(f)} fields, {f['count'].sum():.0f} cells)"
 
-# %% ../nbs/37_plate.ipynb #1348dced
+# %% ../nbs/37_plate.ipynb #23bda7d1
 def _jobs(fields, out, digest, settings):
     "What is to be done for each field: arguments of `_one_field`"
     columns,jobs = image_columns(fields),[]
@@ -217,7 +224,7 @@ def _write_json(path, what):
 def _is_done(out, job): return job[-1].exists() and Path(job[3]['part']).exists() and (out/job[3]['zarr']).is_dir()
 
 def _sweep(out, jobs):
-    "Remove what a process that was killed left half-written"
+    "Remove what a process or worker that was killed left half-written"
     for half in (out/'parts').glob('.*'): half.unlink()
     for at in [out/j[3]['zarr'] for j in jobs]:
         for half in at.parent.glob(f'.*-{at.name}'): shutil.rmtree(half, ignore_errors=True)
@@ -230,7 +237,7 @@ def _alone(out):
         with FileLock(out/'.lock', timeout=1): yield
     except Timeout: raise CellsegError(f'{out}: another process is working on this plate: wait for it, or end it') from None
 
-# %% ../nbs/37_plate.ipynb #44caa231
+# %% ../nbs/37_plate.ipynb #cf5d5148
 def _run(fields, out, settings, seg, client, n_jobs, overwrite):
     "Do what is not done yet, and gather"
     if not len(fields): raise FieldsError('the fields table is empty: there is nothing to measure')
@@ -244,6 +251,7 @@ def _run(fields, out, settings, seg, client, n_jobs, overwrite):
         todo = [j for j in jobs if not _is_done(out, j)]
         _sweep(out, todo)
         results = _do_all(out, todo, len(jobs)-len(todo), client, n_jobs)
+        _sweep(out, todo)
         done = [results[i] if i in results else json.loads(j[-1].read_text(encoding='utf-8')) for i,j in enumerate(jobs)]
         values = pd.DataFrame([d['value'] for d in done])
         told = values.assign(**{c:pd.Series([d[c] for d in done], dtype=object) for c in ('problem','note')})

@@ -67,7 +67,7 @@ def test_import_and_help_load_nothing_heavy():
 def test_all_has_the_names_others_rely_on():
     import cellseg.all as a
     names = '''read_image write_image find_fields kfold_fields simulate_fields fluorescence_labels label_ceiling check_pairs artefact_mask PatchSampler patch_dls create_model list_models n_params
-        dice_scores seg_learner Segmenter Prediction train Run make_report show_comparison ImageError FieldsError'''.split()
+        dice_scores seg_learner Segmenter Prediction cross_validate train Run make_report show_comparison FieldComparer measure_cells compare_cells run_plate image_confidence ImageError FieldsError'''.split()
     assert [n for n in names if not hasattr(a, n)]==[]
 
 def test_readme_is_the_index_notebook():

@@ -97,13 +97,17 @@ def test_a_field_that_kills_its_workers(tmp_path, rng):
     class Deadly(WorkerPlugin):
         def setup(self, worker):
             import cellseg.plate as P
-            read = P.read_label
-            P.read_label = lambda path, n: os._exit(1) if 'f002' in path else read(path, n)
+            write = P.write_zarr_field
+            def die(path, *args):
+                if 'A/3' not in str(path): return write(path, *args)
+                path.with_name(f'.{os.getpid()}-0').mkdir(parents=True); os._exit(1) # in the middle of writing
+            P.write_zarr_field = die
     fields = plate(tmp_path, 6, rng)
     with LocalCluster(n_workers=2, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50) as cluster, Client(cluster) as client:
         client.register_plugin(Deadly())
         with pytest.warns(UserWarning, match='f002: its worker process ended again and again'): got = measure_fields(fields, tmp_path/'out', client=client)
     assert got.problems.field.tolist()==['f002'] and got.fields['count'].dropna().tolist()==[3,4,6,7,3]
+    assert not [p for p in (tmp_path/'out').rglob('.*') if p.name!='.lock'], 'half-written things were left'
 
 def test_bad_fields_do_not_stop_the_rest(tmp_path, rng):
     fields = plate(tmp_path, 5, rng)
