@@ -237,11 +237,12 @@ def _alone(out):
         with FileLock(out/'.lock', timeout=1): yield
     except Timeout: raise CellsegError(f'{out}: another process is working on this plate: wait for it, or end it') from None
 
-# %% ../nbs/37_plate.ipynb #cf5d5148
+# %% ../nbs/37_plate.ipynb #f8934a8e
 def _run(fields, out, settings, seg, client, n_jobs, overwrite):
     "Do what is not done yet, and gather"
     if not len(fields): raise FieldsError('the fields table is empty: there is nothing to measure')
     _check_ids(fields); _nucleus_code(settings['classes'])
+    for m in ('zarr','ome_zarr','pyarrow'): need(m, 'plate') # now, not in each field
     out,fields,digest = Path(out).absolute(),absolute_paths(fields).reset_index(drop=True),_digest(seg) if seg else None
     config,jobs = json.loads(json.dumps(settings|dict(segmenter=digest))),_jobs(fields, out, digest, settings)
     places = dict(fields=fields.field.tolist(), zarrs=sorted({j[3]['zarr'].split('/')[0] for j in jobs}))
