@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['plot_agreement', 'plot_plate']
 
-# %% ../nbs/40_counts.ipynb #880e84cf
+# %% ../nbs/40_counts.ipynb #ed8b1060
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from .core import CellsegError,FieldsError
 from .compare import agreement
-from .measure import outlier_wells,well_place
+from .measure import outlier_wells,row_name,well_place
 
 # %% ../nbs/40_counts.ipynb #46c6e654
 def plot_agreement(
@@ -39,7 +39,7 @@ def plot_agreement(
     ax.set_title(f'{s.n} field{"s"*(s.n>1)}: bias {s.bias:+.3g}{limits}', fontsize=9)
     return ax
 
-# %% ../nbs/40_counts.ipynb #5aae38e0
+# %% ../nbs/40_counts.ipynb #36c05055
 _plates = ((2,3),(4,6),(8,12),(16,24),(32,48)) # Rows and columns of plates with 6 to 1536 wells
 
 def _plate_size(places, wells):
@@ -54,11 +54,9 @@ def _plate_size(places, wells):
     if not fit: raise FieldsError(f'column {cols+1} is on no plate: the largest has 32 rows and 48 columns')
     return fit[0]
 
-def _row_name(i): return chr(65+i) if i<26 else 'A'+chr(65+i-26)
-
 def _number(v): return f'{v:.0f}' if abs(v)>=100 else f'{v:.3g}'
 
-# %% ../nbs/40_counts.ipynb #a43612ca
+# %% ../nbs/40_counts.ipynb #344225ce
 def plot_plate(
     table:pd.DataFrame, # A row per field or well, with a column that names the well
     column:str, # Column to show, such as 'count'
@@ -92,7 +90,7 @@ def plot_plate(
 def _plate_frame(ax, rows, cols, title):
     "Names of rows and columns, lines between wells"
     small = 8 if cols<25 else 5
-    ax.set_xticks(range(cols), range(1, cols+1), fontsize=small); ax.set_yticks(range(rows), map(_row_name, range(rows)), fontsize=small)
+    ax.set_xticks(range(cols), range(1, cols+1), fontsize=small); ax.set_yticks(range(rows), map(row_name, range(rows)), fontsize=small)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.hlines(np.arange(rows+1)-.5, -.5, cols-.5, color='w', lw=.8); ax.vlines(np.arange(cols+1)-.5, -.5, rows-.5, color='w', lw=.8)
     ax.spines[:].set_visible(False); ax.set(xlim=(-.5,cols-.5), ylim=(rows-.5,-.5))

@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['row_column', 'channel_names', 'zarr_fields', 'write_zarr_field', 'write_zarr_plate']
 
-# %% ../nbs/32_omezarr.ipynb #078acc12
+# %% ../nbs/32_omezarr.ipynb #8bf9768f
 import os,re,shutil
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import CLASSES,IGNORE,FieldsError,ImageError,class_colours,need,_os_error
 from .fields import natural
-from .measure import well_place
+from .measure import row_name,well_place
 
-# %% ../nbs/32_omezarr.ipynb #5a75938a
+# %% ../nbs/32_omezarr.ipynb #3c583aff
 def row_column(
     well, # Name such as 'B07', 'b7', 'B-7' or 'AA12'
 ) -> tuple: # Row in capitals, column from 1: ('B', 7)
     "Row and column of a well, as OME-Zarr names them"
     row,col = well_place(well)
-    return chr(65+row) if row<26 else 'A'+chr(65+row-26),col+1
+    return row_name(row),col+1
 
 # %% ../nbs/32_omezarr.ipynb #c4526e1a
 def _described(group):

@@ -10,11 +10,12 @@ os.environ['OMP_NUM_THREADS'] = os.environ['LOKY_MAX_CPU_COUNT'] = '1' # each wo
 
 def watch(processes, stop, peak):
     "Largest resident memory of these processes, together and each, in GB"
+    import psutil
     while not stop.wait(.2):
         used = []
         for p in processes:
             try: used.append(p.memory_info().rss/1e9)
-            except Exception: pass # it has ended
+            except psutil.Error: pass # a worker that has ended
         peak[0],peak[1] = max(peak[0], sum(used)),max(peak[1], max(used, default=0))
 
 def run(fields, seg, out, client):
