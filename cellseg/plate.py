@@ -25,7 +25,7 @@ from .measure import measure_cells,measure_field
 from .omezarr import row_column,write_zarr_field,write_zarr_plate
 from .workers import n_workers,_work
 
-# %% ../nbs/37_plate.ipynb #3579be23
+# %% ../nbs/37_plate.ipynb #ba754610
 @lru_cache(1)
 def _segmenter(folder, digest): return Segmenter.load(folder)
 
@@ -38,11 +38,9 @@ def _class_image(row, seg, s):
     image = read_inputs(row, seg.inputs)
     return image,seg.inputs,seg.predict(image, name=row[seg.inputs[0]], artefacts=s['artefacts'], pixel_size=s['pixel_size'], rescale=s['rescale'])
 
-def _against(cells, judged, path, s):
+def _against(cells, label, path, s):
     "How far the nuclei differ from those of a label image from stains or by hand"
-    truth = read_label(path, len(s['classes']))
-    truth[judged==IGNORE] = IGNORE
-    return compare_cells(cells, truth, 'nuclei', pixel_size=s['pixel_size'], classes=s['classes'])._asdict()
+    return compare_cells(cells, read_label(path, len(s['classes'])), 'nuclei', pixel_size=s['pixel_size'], classes=s['classes'], hidden=label==IGNORE)._asdict()
 
 def _measure_field(row, out, zarr, part, digest, settings):
     "Predict, measure and write one field: a dict of its numbers"
